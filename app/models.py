@@ -1,0 +1,186 @@
+"""The tables. No queries and no rules here: those live in the use cases."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    DateTime,
+    Index,
+    Interval,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app import states
+
+JSON = dict[str, Any]
+OPEN_STATES = ", ".join(f"'{state}'" for state in sorted(states.OPEN))
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that a migration can speak of it, and keeps every instant aware."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own name for it
+        datetime: DateTime(timezone=True),
+        timedelta: Interval(),
+        str: Text(),
+        JSON: JSONB(),
+        list[Any]: JSONB(),
+    }
+
+
+def _one_of(column: str, values: type[states.StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Task(Base):
+    """What a client registered, and when it is next due."""
+
+    __tablename__ = "tasks"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    bucket: Mapped[int] = mapped_column(SmallInteger)
+    name: Mapped[str]
+    description: Mapped[str]
+    labels: Mapped[JSON]
+    target: Mapped[str]
+    args: Mapped[list[Any]]
+    kwargs: Mapped[JSON]
+    queue: Mapped[str]
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    schedule: Mapped[JSON]
+    starts_at: Mapped[datetime | None]
+    ends_at: Mapped[datetime | None]
+    max_runs: Mapped[int | None]
+    jitter: Mapped[timedelta]
+    overlap: Mapped[str]
+    catchup_policy: Mapped[str]
+    catchup_window: Mapped[timedelta | None]
+    max_attempts: Mapped[int]
+    backoff: Mapped[timedelta]
+    backoff_max: Mapped[timedelta]
+    backoff_jitter: Mapped[bool]
+    timeout: Mapped[timedelta]
+    state: Mapped[str]
+    note: Mapped[str | None]
+    next_run_at: Mapped[datetime | None]
+    """The earliest slot that has not been fired. Null where none is left."""
+    last_run_at: Mapped[datetime | None]
+    """The latest slot that has been fired."""
+    run_count: Mapped[int]
+    """How many slots were fired, for `max_runs`."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    version: Mapped[int]
+    mirrored_version: Mapped[int]
+    """The version that Redis holds an entry for. Where it differs, the bucket's holder mirrors the task."""
+
+    __table_args__ = (
+        _one_of("state", states.TaskState),
+        _one_of("overlap", states.Overlap),
+        _one_of("catchup_policy", states.Catchup),
+        Index("uq_tasks_name", "name", unique=True, postgresql_where=text("state <> 'deleted'")),
+        # what is due, soonest first: the audit path, and the rebuild of the entries
+        Index("ix_tasks_due", "next_run_at", postgresql_where=text("state = 'active'")),
+        Index("ix_tasks_unmirrored", "bucket", postgresql_where=text("version <> mirrored_version")),
+        # the list: newest first, by keyset
+        Index("ix_tasks_created", "created_at", "id"),
+    )
+
+
+class Run(Base):
+    """One execution of a task for one slot. Partitioned by month of its slot."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[UUID]
+    task_id: Mapped[UUID]
+    scheduled_for: Mapped[datetime]
+    """The slot."""
+    task_name: Mapped[str]
+    target: Mapped[str]
+    queue: Mapped[str]
+    trigger: Mapped[str]
+    missed: Mapped[int]
+    """How many earlier slots this run stands for."""
+    args: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    kwargs: Mapped[JSON | None] = mapped_column(JSONB(none_as_null=True))
+    """Arguments given for this run alone; null means the task's own."""
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(SmallInteger)
+    """The current attempt, from 1. It fences: a move names the attempt that it speaks for."""
+    worker: Mapped[str | None]
+    fired_at: Mapped[datetime]
+    published_at: Mapped[datetime | None]
+    """When it was last handed to the broker; while pending, by whom it is being sent right now."""
+    started_at: Mapped[datetime | None]
+    """When the first attempt started: lateness is measured from here."""
+    attempt_started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    retry_at: Mapped[datetime | None]
+    result: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    error: Mapped[JSON | None] = mapped_column(JSONB(none_as_null=True))
+
+    __table_args__ = (
+        PrimaryKeyConstraint("id", "scheduled_for"),
+        UniqueConstraint("task_id", "scheduled_for", name="uq_runs_task_slot"),
+        _one_of("state", states.RunState),
+        _one_of("reason", states.Reason),
+        _one_of("trigger", states.Trigger),
+        # the list of all runs: newest slot first, by keyset
+        Index("ix_runs_scheduled", "scheduled_for", "id"),
+        # the few that are not ended: what the chores and the overlap policy ask for
+        Index("ix_runs_open", "state", "task_id", postgresql_where=text(f"state IN ({OPEN_STATES})")),
+        {"postgresql_partition_by": "RANGE (scheduled_for)"},
+    )
+
+
+class Attempt(Base):
+    """A past try of a run, kept when the next one follows. The last try stands in the run itself."""
+
+    __tablename__ = "attempts"
+
+    run_id: Mapped[UUID]
+    scheduled_for: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(SmallInteger)
+    worker: Mapped[str | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime]
+    outcome: Mapped[str]
+    error: Mapped[JSON | None] = mapped_column(JSONB(none_as_null=True))
+
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "scheduled_for", "attempt"),
+        {"postgresql_partition_by": "RANGE (scheduled_for)"},
+    )
+
+
+class Target(Base):
+    """What the workers say they can run."""
+
+    __tablename__ = "targets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    signature: Mapped[str]
+    documentation: Mapped[str]
+    last_seen_at: Mapped[datetime]

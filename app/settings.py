@@ -1,0 +1,110 @@
+"""The only reader of the environment. Each setting stands in CONTRACT's table or in docs/settings.md.
+
+Every setting may also be given as `NAME_FILE`, the path of a file that holds it. An unusable value, and a
+`PUNCTUAL_` name that does not exist, end the process at start with one clear line: see `load`.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+DATABASE_SCHEMES = ("postgresql+psycopg://",)
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis-sentinel://")
+BROKER_SCHEMES = ("amqp://", "amqps://", "redis://", "rediss://", "redis+socket://")
+
+
+class Settings(BaseModel):
+    """What the environment says, checked. Addresses hold passwords, so they are secrets too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    DATABASE_URL: SecretStr
+    REDIS_URL: SecretStr
+    BROKER_URL: SecretStr
+
+    HOST: str = "127.0.0.1"
+    PORT: Annotated[int, Field(ge=0, le=65535)] = 8000
+    FLOWER_PORT: Annotated[int, Field(ge=0, le=65535)] = 5555
+
+    SECRET_KEY: SecretStr | None = None
+    PUNCTUAL_ADMIN_KEY: SecretStr | None = None
+
+    PUNCTUAL_BUCKETS: Annotated[int, Field(ge=1, le=4096)] = 16
+    PUNCTUAL_TASK_MODULES: tuple[str, ...] = ()
+    PUNCTUAL_EXTERNAL_TARGETS: str = ""
+    PUNCTUAL_SHELL: bool = False
+    PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
+    PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
+
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    LOG_FORMAT: Literal["json", "console"] = "json"
+
+    @field_validator("PUNCTUAL_TASK_MODULES", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("DATABASE_URL", "REDIS_URL", "BROKER_URL")
+    @classmethod
+    def _scheme(cls, value: SecretStr, info: Any) -> SecretStr:
+        schemes = {"DATABASE_URL": DATABASE_SCHEMES, "REDIS_URL": REDIS_SCHEMES, "BROKER_URL": BROKER_SCHEMES}
+        allowed = schemes[info.field_name]
+        if not all(url.startswith(allowed) for url in value.get_secret_value().split(";")):
+            raise ValueError(f"must start with {' or '.join(allowed)}")
+        return value
+
+    @field_validator("PUNCTUAL_EXTERNAL_TARGETS", "PUNCTUAL_SHELL")
+    @classmethod
+    def _not_yet(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("is not available in this version")
+        return value
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """The settings that `environ` holds. Raises ValueError with one line that names the setting."""
+        unknown = [name for name in environ if name.startswith("PUNCTUAL_") and not _known(name)]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: there is no such setting")
+        values = {name: _value(name, environ) for name in cls.model_fields}
+        try:
+            return cls.model_validate({name: value for name, value in values.items() if value is not None})
+        except ValidationError as exc:
+            raise ValueError(_one_line(exc)) from None  # the chain would print the value, perhaps a secret
+
+
+def _known(name: str) -> bool:
+    return name.removesuffix("_FILE") in Settings.model_fields
+
+
+def _value(name: str, environ: Mapping[str, str]) -> str | None:
+    """The setting's text; an empty one counts as not given, as compose files pass unset ones on empty."""
+    path = environ.get(f"{name}_FILE")
+    if not path:
+        return environ.get(name) or None
+    if environ.get(name):
+        raise ValueError(f"{name}: given twice, also as {name}_FILE")
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"{name}_FILE: cannot be read: {exc}") from None
+
+
+def _one_line(exc: ValidationError) -> str:
+    error = exc.errors(include_input=False, include_url=False)[0]
+    sentence = "is required" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, error['loc']))}: {sentence}"
+
+
+@cache
+def load() -> Settings:
+    """This process's settings. Ends the process with one line on standard error where one is unusable."""
+    try:
+        return Settings.read(os.environ)
+    except ValueError as exc:
+        sys.exit(f"punctual: {exc}")

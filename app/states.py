@@ -1,0 +1,96 @@
+"""States, reasons and allowed moves, of tasks and runs. Knows no tables."""
+
+from enum import StrEnum
+
+
+class TaskState(StrEnum):
+    """Where a task stands."""
+
+    ACTIVE = "active"
+    """Its slots are fired. A person pauses or deletes it; `dispatch` completes it when no slot is left."""
+    PAUSED = "paused"
+    """No slot is fired until a person resumes it."""
+    COMPLETED = "completed"
+    """No slot is left. A change of its schedule that brings a slot makes it active again."""
+    DELETED = "deleted"
+    """Gone for clients, kept for its runs."""
+
+
+class RunState(StrEnum):
+    """Where a run stands, and who moves it on."""
+
+    PENDING = "pending"
+    """Committed, not surely sent: `dispatch` and the chore `publish_pending` send it."""
+    QUEUED = "queued"
+    """The broker has confirmed it: a worker claims it."""
+    RUNNING = "running"
+    """A worker has claimed it and records its outcome; `rescue_lost` where that worker is gone."""
+    RETRYING = "retrying"
+    """An attempt failed: `publish_retries` makes it pending at `retry_at`."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    """Recorded, never executed."""
+
+
+class Reason(StrEnum):
+    """Why a run ended as it did, where the state alone does not say."""
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    REJECTED = "rejected"
+    BY_USER = "by_user"
+    OVERLAP = "overlap"
+    TASK_DELETED = "task_deleted"
+    MISSED = "missed"
+    PAUSED = "paused"
+
+
+class Trigger(StrEnum):
+    """What made a run."""
+
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    BACKFILL = "backfill"
+
+
+class Overlap(StrEnum):
+    """What becomes of a slot while an earlier run of its task is open."""
+
+    ALLOW = "allow"
+    SKIP = "skip"
+
+
+class Catchup(StrEnum):
+    """What becomes of slots that could not be fired in time."""
+
+    LATEST = "latest"
+    ALL = "all"
+    NONE = "none"
+
+
+WAITING = frozenset({RunState.PENDING, RunState.QUEUED, RunState.RETRYING})
+"""Not yet claimed by any worker in this attempt: these may still be cancelled without touching a worker."""
+
+CLAIMABLE = frozenset({RunState.PENDING, RunState.QUEUED})
+"""A worker may hold the message before its confirm came back, so a pending run can be claimed too."""
+
+OPEN = WAITING | {RunState.RUNNING}
+"""Not ended."""
+
+MOVES: dict[RunState, frozenset[RunState]] = {
+    RunState.PENDING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED}),
+    RunState.QUEUED: frozenset({RunState.PENDING, RunState.RUNNING, RunState.CANCELLED}),
+    RunState.RUNNING: frozenset(
+        {RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.PENDING, RunState.CANCELLED}
+    ),
+    RunState.RETRYING: frozenset({RunState.PENDING, RunState.CANCELLED}),
+}
+"""Every allowed move. What is not named here is final."""
+
+
+def sources(to: RunState) -> frozenset[RunState]:
+    """The states from which a run may move to `to`."""
+    return frozenset(state for state, targets in MOVES.items() if to in targets)
