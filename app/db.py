@@ -15,7 +15,9 @@ from app import errors, settings
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 """What SQLAlchemy raises where the server cannot be reached, went away, or has no connection to give."""
 
-LIBPQ_OPTIONS = "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
+LIBPQ_OPTIONS = (
+    "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
+)
 
 
 @cache
@@ -28,6 +30,7 @@ def engine() -> Engine:
         pool_timeout=3,
         pool_pre_ping=True,
         pool_use_lifo=True,
+        hide_parameters=True,  # arguments of tasks may hold secrets, and errors are logged
         connect_args={
             "connect_timeout": 3,
             "target_session_attrs": "read-write",  # of several hosts, only the primary decides
@@ -63,4 +66,11 @@ def transaction() -> Iterator[Session]:
 
 def now(session: Session) -> datetime:
     """The primary's clock: one clock for every stamp and deadline, whatever the machines' own clocks say."""
-    return session.scalars(select(func.clock_timestamp())).one()
+    moment: datetime = session.scalars(select(func.clock_timestamp())).one()
+    return moment
+
+
+def ping() -> None:
+    """Raises Unavailable where the primary does not answer."""
+    with transaction() as session:
+        now(session)

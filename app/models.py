@@ -1,6 +1,7 @@
 """The tables. No queries and no rules here: those live in the use cases."""
 
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -45,7 +46,7 @@ class Base(DeclarativeBase):
     }
 
 
-def _one_of(column: str, values: type[states.StrEnum]) -> CheckConstraint:
+def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 

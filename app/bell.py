@@ -1,0 +1,104 @@
+"""The bell: a hint over Redis that something changed, so that a beat looks now and not at its next tick.
+
+A hint may be lost at any time and nothing depends on it: what it points at stands in PostgreSQL.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import redis
+from redis.sentinel import Sentinel
+
+from app import errors, models, settings
+
+CHANNEL = "punctual:bell"
+AWAY = (redis.ConnectionError, redis.TimeoutError)
+QUIET = 2.0
+"""Seconds without a try after a failed one: a Redis that is away must not slow the API down."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hint:
+    """In `bucket` a task changed or, where `run` is named, that run waits to be sent."""
+
+    bucket: int
+    run: UUID | None = None
+
+    def encode(self) -> str:
+        return json.dumps({"bucket": self.bucket, "run": str(self.run) if self.run else None})
+
+    @classmethod
+    def decode(cls, data: str) -> "Hint | None":
+        """The hint, or None where the text is not one: anybody may publish on a channel."""
+        try:
+            fields = json.loads(data)
+            return cls(bucket=int(fields["bucket"]), run=UUID(fields["run"]) if fields["run"] else None)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+def connect(**options: Any) -> redis.Redis:
+    """A client of the Redis that REDIS_URL names: a server, a socket, or a master behind Sentinels.
+
+    Sentinels are given as `redis-sentinel://[:password@]host:port,host:port/service/db`.
+    """
+    url = settings.load().REDIS_URL.get_secret_value()
+    options = {"decode_responses": True, "socket_timeout": 2, "socket_connect_timeout": 1} | options
+    if not url.startswith("redis-sentinel://"):
+        return redis.Redis.from_url(url, **options)
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    sentinels = [(host, int(port or 26379)) for host, _, port in (pair.partition(":") for pair in hosts.split(","))]
+    service, _, db = parts.path.strip("/").partition("/")
+    password = credentials.partition(":")[2] or None
+    sentinel = Sentinel(sentinels, password=password, db=int(db or 0), **options)  # type: ignore[no-untyped-call]
+    master: redis.Redis = sentinel.master_for(service or "mymaster")  # type: ignore[no-untyped-call]
+    return master
+
+
+class Ringer:
+    """Rings from any thread of a process, and keeps quiet for a while after a failure."""
+
+    def __init__(self) -> None:
+        self.client = connect(socket_timeout=0.3, socket_connect_timeout=0.3)
+        self.quiet_until = 0.0
+
+    def ring(self, hint: Hint) -> None:
+        if time.monotonic() < self.quiet_until:
+            return
+        try:
+            self.client.publish(CHANNEL, hint.encode())
+        except redis.RedisError as exc:
+            self.quiet_until = time.monotonic() + QUIET
+            log.warning("the bell could not be rung, beats will look at their next tick: %s", type(exc).__name__)
+
+
+@cache
+def ringer() -> Ringer:
+    return Ringer()
+
+
+def ring(bucket: int) -> None:
+    """Says that a task of `bucket` changed. Never raises."""
+    ringer().ring(Hint(bucket=bucket))
+
+
+def ring_run(run: models.Run, bucket: int) -> None:
+    """Says that `run`, of a task of `bucket`, waits to be sent. Never raises."""
+    ringer().ring(Hint(bucket=bucket, run=run.id))
+
+
+def ping() -> None:
+    """Raises Unavailable where Redis does not answer."""
+    try:
+        ringer().client.ping()
+    except redis.RedisError as exc:
+        raise errors.Unavailable("Redis is away.") from exc

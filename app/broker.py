@@ -1,0 +1,312 @@
+"""The Celery app, its queues, and confirmed publishing in batches.
+
+On RabbitMQ the queues are quorum queues with a dead-letter queue behind them, and a run counts as sent only
+when the broker has confirmed it. On the embedded Redis the same code runs without what only AMQP has.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from celery.app.amqp import AMQP, Queues
+from kombu import Connection, Queue
+from kombu.exceptions import OperationalError
+from kombu.serialization import dumps
+
+from app import errors, messages, settings
+from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message
+
+CONFIRM_TIMEOUT = 3.0
+"""Seconds in which the broker must confirm a batch."""
+
+CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
+"""Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
+
+REDIS_REDELIVERY = 15
+"""Seconds after which the Redis transport hands an unacknowledged message out again. A second delivery of a
+run that goes on finds it claimed and is dropped, so this may be short."""
+
+log = logging.getLogger(__name__)
+
+
+def queue(name: str) -> Queue:
+    """The queue of that name as every process declares it. Arguments of a queue never change in place."""
+    if name == DEAD_LETTERS:
+        return Queue(name, exchange="", routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    return Queue(
+        name,
+        exchange="",
+        routing_key=name,
+        queue_arguments={
+            "x-queue-type": "quorum",
+            "x-delivery-limit": 20,  # a message that comes back this often is parked, not dropped
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": DEAD_LETTERS,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",  # at-least-once dead lettering asks for it
+            "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
+        },
+    )
+
+
+class _Queues(Queues):  # type: ignore[misc]
+    """A queue that nobody declared before is declared as ours are, so that its arguments never differ."""
+
+    def new_missing(self, name: str) -> Queue:
+        return queue(name)
+
+
+class _AMQP(AMQP):  # type: ignore[misc]
+    queues_cls = _Queues
+
+
+def _transport_options(url: str) -> dict[str, Any]:
+    if url.startswith("amqp"):
+        return {"confirm_publish": True, "read_timeout": 30, "write_timeout": 5}
+    return {
+        "visibility_timeout": REDIS_REDELIVERY,
+        "global_keyprefix": "punctual:broker:",
+        "priority_steps": [0, 5],
+        "queue_order_strategy": "priority",
+        "socket_timeout": 10,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+    }
+
+
+def _configure(config: settings.Settings) -> dict[str, Any]:
+    url = config.BROKER_URL.get_secret_value()
+    return {
+        "broker_url": url,
+        "broker_transport_options": _transport_options(url),
+        "broker_connection_timeout": 3,
+        "broker_heartbeat": 10,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,
+        "task_queues": [queue(DEFAULT_QUEUE), queue(CALLS_QUEUE)],
+        "task_default_queue": DEFAULT_QUEUE,
+        "task_default_exchange": "",
+        "task_default_queue_type": "quorum",
+        "task_create_missing_queues": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "event_serializer": "json",
+        "enable_utc": True,
+        "timezone": "UTC",
+        # PostgreSQL is the record: Celery's own would be a second one
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_acks_on_failure": True,
+        "task_acks_on_timeout": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_lost_wait": 2,
+        "worker_proc_alive_timeout": 15,
+        "worker_detect_quorum_queues": True,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+    }
+
+
+def _make_app() -> Celery:
+    app = Celery("punctual", amqp=_AMQP, set_as_current=True)
+    app.config_from_object(_configure(settings.load()))
+    return app
+
+
+celery_app = _make_app()
+
+
+class Publisher:
+    """Sends messages and says which of them the broker has taken. One thread uses it, on one channel.
+
+    py-amqp's own confirm waits for any ack without looking whose it is, so tags are counted here; and a
+    broker confirms what it could route nowhere, so messages are mandatory and a returned one is not counted.
+    """
+
+    def __init__(self, app: Celery = celery_app) -> None:
+        self.app = app
+        self.origin = f"{os.getpid()}@{socket.gethostname()}"
+        self.connection: Connection | None = None
+        self.channel: Any = None
+        self.declared: set[str] = set()
+        self.tag = 0
+        self.unconfirmed: dict[int, Message] = {}
+        self.refused: set[UUID] = set()
+
+    @cached_property
+    def is_amqp(self) -> bool:
+        return settings.load().BROKER_URL.get_secret_value().startswith("amqp")
+
+    def publish(self, batch: Sequence[Message]) -> list[Message]:
+        """Sends the batch; returns the messages that the broker has confirmed. Never raises: what is not
+        returned was perhaps sent, perhaps not, and stands as pending until it is sent again."""
+        sent: list[Message] = []
+        try:
+            self._open()
+            routable = [message for message in batch if self._declare(message.queue)]
+            for message in routable:
+                self._send(message)
+                sent.append(message)
+            self._confirm()
+        except Exception as exc:  # noqa: BLE001 - the chore publish_pending sends again what stays pending
+            log.warning("publishing failed, the runs stay pending and are sent again: %r", exc)
+            unsure = {message.ticket.run for message in self.unconfirmed.values()}
+            refused = self.refused
+            self.close()
+            return [message for message in sent if message.ticket.run not in unsure | refused]
+        return [message for message in sent if message.ticket.run not in self.refused]
+
+    def close(self) -> None:
+        """Drops the channel with its connection: after an error a late ack could confirm the wrong message."""
+        connection, self.connection, self.channel = self.connection, None, None
+        self.declared.clear()
+        self.unconfirmed.clear()
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.collect(socket_timeout=0.2)
+
+    def _open(self) -> None:
+        self.refused = set()
+        if self.connection is not None and self.connection.connected:
+            return
+        self.close()
+        self.connection = self.app.connection_for_write()
+        # each given address is tried once, at once
+        self.connection.ensure_connection(max_retries=1 + len(self.connection.alt), interval_start=0, timeout=3)
+        self.channel = self._channel()
+
+    def _channel(self) -> Any:
+        assert self.connection is not None
+        channel = self.connection.channel()
+        self.tag = 0
+        if self.is_amqp:
+            channel.basic_publish = channel._basic_publish  # noqa: SLF001 - without its own waiting for any ack
+            channel.confirm_select()
+            channel.events["basic_ack"].add(self._on_ack)
+            channel.events["basic_nack"].add(self._on_nack)
+            channel.events["basic_return"].add(self._on_return)
+        return channel
+
+    def _declare(self, name: str) -> bool:
+        """Whether the queue is there. One that cannot be declared takes its own messages only."""
+        if name in self.declared:
+            return True
+        assert self.connection is not None
+        try:
+            with self.connection.channel() as channel:
+                queue(name)(channel).declare()
+        except self.connection.channel_errors as exc:
+            log.warning("queue %s cannot be declared, its runs stay pending: %s", name, exc)
+            return False
+        self.declared.add(name)
+        return True
+
+    def _send(self, message: Message) -> None:
+        body, headers = self._envelope(message)
+        content_type, encoding, payload = dumps(body, serializer="json")
+        properties = {"delivery_mode": 2, "correlation_id": headers["id"], "reply_to": ""}
+        prepared = self.channel.prepare_message(
+            payload, self._priority(message.priority), content_type, encoding, headers, properties
+        )
+        if not self.is_amqp:
+            self.channel.basic_publish(prepared, exchange="", routing_key=message.queue)
+            return
+        self.tag += 1
+        self.unconfirmed[self.tag] = message
+        self.channel.basic_publish(prepared, exchange="", routing_key=message.queue, mandatory=True)
+
+    def _envelope(self, message: Message) -> tuple[Any, dict[str, Any]]:
+        """The body and headers of an ordinary Celery message with our ticket beside them."""
+        made = self.app.amqp.as_task_v2(
+            str(message.ticket.run),
+            message.target,
+            message.args,
+            message.kwargs,
+            soft_time_limit=message.timeout.total_seconds(),
+            time_limit=(message.timeout + messages.HARD_LIMIT_GRACE).total_seconds(),
+            retries=message.ticket.attempt - 1,
+            ignore_result=True,
+            origin=self.origin,
+        )
+        return made.body, made.headers | {messages.HEADER: message.ticket.encode()}
+
+    def _priority(self, priority: int) -> int:
+        """A task's priority, 0 to 9 with 5 as usual, in the transport's own terms.
+
+        RabbitMQ 4 gives quorum queues two classes and counts above 4 as high; on Redis a lower number is
+        sooner.
+        """
+        high = priority > 5  # noqa: PLR2004 - the usual one
+        if self.is_amqp:
+            return priority if high else min(priority, 4)
+        return 0 if high else 5
+
+    def _confirm(self) -> None:
+        """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
+        deadline = time.monotonic() + CONFIRM_TIMEOUT
+        while self.unconfirmed:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise OperationalError(f"{len(self.unconfirmed)} messages were not confirmed")
+            assert self.connection is not None
+            self.connection.drain_events(timeout=left)
+
+    def _settled(self, tag: int, multiple: bool) -> Iterator[Message]:  # noqa: FBT001 - the protocol's own word
+        for settled in [t for t in self.unconfirmed if t <= tag] if multiple else [tag]:
+            message = self.unconfirmed.pop(settled, None)
+            if message is not None:
+                yield message
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
+        for _ in self._settled(tag, multiple):
+            pass
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
+        self.refused |= {message.ticket.run for message in self._settled(tag, multiple)}
+        log.warning("the broker refused messages, their runs stay pending")
+
+    def _on_return(self, _exc: Exception, _exchange: str, name: str, returned: Any) -> None:
+        """Unroutable: the queue is gone. The broker confirms such a message all the same, right after this."""
+        self.refused.add(UUID(returned.headers["id"]))
+        self.declared.discard(name)
+        log.warning("queue %s is gone, it is declared again with the next batch", name)
+
+
+def declare() -> None:
+    """Declares the dead-letter queue, which nobody consumes and so nobody else declares."""
+    with celery_app.connection_for_write() as connection:
+        connection.ensure_connection(interval_start=0.1, interval_step=0.2, interval_max=1)
+        queue(DEAD_LETTERS)(connection.default_channel).declare()
+
+
+def depth(name: str) -> int | None:
+    """How many messages a queue holds that no worker has taken; None where it is not there."""
+    with celery_app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=3)
+        try:
+            return int(queue(name)(connection.default_channel).queue_declare(passive=True).message_count)
+        except connection.channel_errors:
+            return None
+
+
+def ping() -> None:
+    """Raises Unavailable where the broker does not answer."""
+    try:
+        with celery_app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+    except Exception as exc:
+        raise errors.Unavailable("The broker is away.") from exc

@@ -1,0 +1,225 @@
+"""From due tasks to runs to the broker. Both paths, the alarm and the audit, end in `fire`.
+
+1. `record_due`, in one transaction: due tasks are locked, their runs recorded, their next slots set.
+2. `send`: the runs travel, confirmed as a batch; what is confirmed becomes queued. What is not stays pending,
+   and the chore `publish_pending` sends it again.
+
+No transaction is held while the broker is spoken to. A stale leader, two leaders, an entry that rings twice:
+each finds nothing due any more, or a slot that is recorded already.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, Integer, Text, Uuid, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Session
+
+from app import db, policies, runs, tasks
+from app.messages import Message
+from app.models import Task
+from app.states import Catchup, Overlap, Reason, TaskState, Trigger
+
+BATCH = 500
+
+Publish = Callable[[Sequence[Message]], list[Message]]
+"""Sends a batch and returns what was confirmed: `broker.Publisher.publish`."""
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    Task.id,
+    Task.bucket,
+    Task.name,
+    Task.target,
+    Task.args,
+    Task.kwargs,
+    Task.queue,
+    Task.priority,
+    Task.schedule,
+    Task.starts_at,
+    Task.ends_at,
+    Task.max_runs,
+    Task.jitter,
+    Task.overlap,
+    Task.catchup_policy,
+    Task.catchup_window,
+    Task.timeout,
+    Task.next_run_at,
+    Task.run_count,
+    Task.last_run_at,
+    Task.state,
+)
+
+AFTER: dict[str, Any] = {
+    "id": Uuid(),
+    "next_run_at": DateTime(timezone=True),
+    "last_run_at": DateTime(timezone=True),
+    "run_count": Integer(),
+    "state": Text(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fired:
+    """What one firing did: the messages to send, and when each task that was looked at is next due."""
+
+    messages: list[Message]
+    next_run_at: dict[UUID, datetime | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is due of one task, and what it looks like afterwards."""
+
+    task: Any
+    due: list[policies.Due]
+    next_run_at: datetime | None
+
+    def after(self) -> tuple[Any, ...]:
+        """The task's columns afterwards, in the order of AFTER."""
+        fired = sum(1 for due in self.due if not due.skipped)
+        last = self.due[-1].slot if self.due else self.task.last_run_at
+        state = TaskState.ACTIVE if self.next_run_at else TaskState.COMPLETED
+        return self.task.id, self.next_run_at, last, self.task.run_count + fired, state.value
+
+
+def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
+    """The alarm path: fires those of `task_ids` that are due and that nobody else is firing."""
+    with db.transaction() as session:
+        fired = record_due(session, db.now(session), task_ids)
+    send(publish, fired.messages)
+    return fired
+
+
+def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fired:
+    """The audit path: fires tasks that stand `overdue`, whoever ought to have rung them.
+
+    They are to be mirrored again, as their entry may be missing.
+    """
+    with db.transaction() as session:
+        now = db.now(session)
+        late = select(Task.id).where(Task.state == TaskState.ACTIVE, Task.next_run_at <= now - overdue)
+        task_ids = session.scalars(late.order_by(Task.next_run_at).limit(limit).with_for_update(skip_locked=True)).all()
+        fired = record_due(session, now, task_ids)
+        if task_ids:
+            session.execute(update(Task).where(Task.id.in_(task_ids)).values(mirrored_version=0))
+    send(publish, fired.messages)
+    return fired
+
+
+def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> Fired:
+    """Records the runs of those tasks that are due, sets what is next, and says what to send.
+
+    Tasks that somebody else holds are passed over and missing in the answer; those that are not due are in it
+    with their next slot.
+    """
+    if not task_ids:
+        return Fired(messages=[], next_run_at={})
+    rows = session.execute(select(*COLUMNS).where(Task.id.in_(task_ids)).with_for_update(skip_locked=True)).all()
+    plans = [_plan(row, now) for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
+    new = _runs(session, plans)
+    recorded = runs.record(session, now, new)
+    _advance(session, plans)
+    next_run_at = {row.id: row.next_run_at if row.state == TaskState.ACTIVE else None for row in rows}
+    next_run_at |= {plan.task.id: plan.next_run_at for plan in plans}
+    next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
+    sendable = [run for run in new if run.id in recorded and not run.skipped]
+    return Fired(messages=[runs.message(run.task, run) for run in sendable], next_run_at=next_run_at)
+
+
+def send(publish: Publish, batch: Sequence[Message]) -> int:
+    """Sends messages whose runs are committed, and marks the confirmed ones queued. Returns their number."""
+    if not batch:
+        return 0
+    confirmed = publish(batch)
+    if confirmed:
+        with db.transaction() as session:
+            runs.mark_queued(session, [message.ticket for message in confirmed])
+    return len(confirmed)
+
+
+def _plan(task: Any, now: datetime) -> _Plan:
+    """What is due of a task by its schedule, its bounds and its catch-up policy. Pure."""
+    table = tasks.timetable(task, now)
+    horizon = now - task.catchup_window if task.catchup_window is not None else task.next_run_at
+    slots = [slot for slot in (task.next_run_at,) if slot >= horizon]
+    slots += table.between(max(task.next_run_at, horizon - timedelta(microseconds=1)), now)
+    due = policies.settle(slots, now, Catchup(task.catchup_policy))
+    if task.next_run_at < horizon:
+        due.insert(0, _beyond(task, table, horizon))
+    next_run_at = table.next_after(now)
+    if task.max_runs is not None:
+        left = task.max_runs - task.run_count
+        wanted = [due for due in due if not due.skipped]
+        if len(wanted) >= left:
+            next_run_at = None
+            due = [d for d in due if d.skipped or d in wanted[:left]]
+    return _Plan(task=task, due=due, next_run_at=next_run_at)
+
+
+def _beyond(task: Any, table: Any, horizon: datetime) -> policies.Due:
+    """What stands for the slots that are older than the catch-up window: the oldest, recorded as skipped."""
+    others = islice(table.between(task.next_run_at, horizon - timedelta(microseconds=1)), policies.MAX_COUNT)
+    return policies.Due(slot=task.next_run_at, missed=sum(1 for _ in others), skipped=True)
+
+
+def _runs(session: Session, plans: Sequence[_Plan]) -> list[runs.NewRun]:
+    """The runs to record. A slot whose task has an open run is skipped where its policy says so.
+
+    The tasks' rows are locked, so no other firing adds a run between the look and the insert; one that ends
+    in that moment makes the look too careful by a slot, never too bold.
+    """
+    careful = [plan.task.id for plan in plans if plan.task.overlap == Overlap.SKIP]
+    busy = runs.open_tasks(session, careful)
+    new = []
+    for plan in plans:
+        for due in plan.due:
+            skipped = Reason.MISSED if due.skipped else None
+            if not skipped and plan.task.overlap == Overlap.SKIP:
+                skipped = Reason.OVERLAP if plan.task.id in busy else None
+                busy.add(plan.task.id)
+            new.append(
+                runs.NewRun(
+                    id=runs.identify(plan.task.id, due.slot),
+                    task=plan.task,
+                    slot=due.slot,
+                    trigger=Trigger.SCHEDULE,
+                    missed=due.missed,
+                    skipped=skipped,
+                )
+            )
+    return new
+
+
+def _advance(session: Session, plans: Sequence[_Plan]) -> None:
+    """Sets what is next for all tasks of the batch with one statement."""
+    if not plans:
+        return
+    columns = [
+        bindparam(None, list(values), type_=ARRAY(kind))
+        for values, kind in zip(zip(*(plan.after() for plan in plans), strict=True), AFTER.values(), strict=True)
+    ]
+    after = func.unnest(*columns).table_valued(*AFTER).render_derived(name="after")
+    session.execute(
+        update(Task)
+        .where(Task.id == after.c.id)
+        .values(
+            next_run_at=after.c.next_run_at,
+            last_run_at=after.c.last_run_at,
+            run_count=after.c.run_count,
+            state=after.c.state,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _missing(session: Session, asked: Collection[UUID], found: Collection[UUID]) -> set[UUID]:
+    """Those that are no tasks at all, as against those that somebody else holds."""
+    absent = set(asked) - set(found)
+    return absent - set(session.scalars(select(Task.id).where(Task.id.in_(absent)))) if absent else set()

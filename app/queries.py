@@ -1,0 +1,130 @@
+"""The read side: what lists, pages and probes ask. Changes nothing."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from app import errors
+from app.models import Attempt, Run, Target, Task
+from app.states import RunState, TaskState
+
+Row = TypeVar("Row", Task, Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Generic[Row]):
+    """Some rows, and the cursor that gives those after them."""
+
+    items: list[Row]
+    next: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetail:
+    """A run with its past attempts, oldest first; the current one stands in the run."""
+
+    run: Run
+    attempts: list[Attempt]
+
+
+def task(session: Session, task_id: UUID) -> Task:
+    """Raises NotFound; a deleted task is not found."""
+    found = session.scalars(select(Task).where(Task.id == task_id, Task.state != TaskState.DELETED)).one_or_none()
+    if found is None:
+        raise errors.NotFound("There is no such task.")
+    return found
+
+
+def tasks(
+    session: Session,
+    *,
+    q: str | None = None,
+    state: TaskState | None = None,
+    target: str | None = None,
+    label: tuple[str, str] | None = None,
+    limit: int,
+    after: str | None,
+) -> Page[Task]:
+    """Tasks, newest first. Deleted ones only where that state is asked for."""
+    query = select(Task).where(Task.state == state if state else Task.state != TaskState.DELETED)
+    if q:
+        query = query.where(Task.name.icontains(q, autoescape=True) | Task.description.icontains(q, autoescape=True))
+    if target:
+        query = query.where(Task.target == target)
+    if label:
+        query = query.where(Task.labels.contains(dict([label])))
+    return _page(session, query, Task.created_at, Task.id, limit, after)
+
+
+def run(session: Session, run_id: UUID) -> RunDetail:
+    """Raises NotFound."""
+    found = session.scalars(select(Run).where(Run.id == run_id)).one_or_none()
+    if found is None:
+        raise errors.NotFound("There is no such run.")
+    past = select(Attempt).where(Attempt.run_id == run_id, Attempt.scheduled_for == found.scheduled_for)
+    return RunDetail(run=found, attempts=list(session.scalars(past.order_by(Attempt.attempt))))
+
+
+def runs(
+    session: Session,
+    *,
+    state: RunState | None = None,
+    task_id: UUID | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int,
+    after: str | None,
+) -> Page[Run]:
+    """Runs, newest slot first; `since` and `until` bound the slot, both included."""
+    query = select(Run)
+    if state:
+        query = query.where(Run.state == state)
+    if task_id:
+        query = query.where(Run.task_id == task_id)
+    if since:
+        query = query.where(Run.scheduled_for >= since)
+    if until:
+        query = query.where(Run.scheduled_for <= until)
+    return _page(session, query, Run.scheduled_for, Run.id, limit, after)
+
+
+def targets(session: Session) -> list[Target]:
+    """What the workers have offered, by name."""
+    return list(session.scalars(select(Target).order_by(Target.name)))
+
+
+def _page(
+    session: Session,
+    query: Select[Row],
+    time: InstrumentedAttribute[datetime],
+    key: InstrumentedAttribute[UUID],
+    limit: int,
+    after: str | None,
+) -> Page[Row]:
+    """A page by keyset: newest first, strictly after the cursor's row, so that new rows shift nothing."""
+    if after:
+        query = query.where(tuple_(time, key) < _decode(after))
+    found = session.scalars(query.order_by(time.desc(), key.desc()).limit(limit + 1)).all()
+    items = list(found[:limit])
+    if len(found) <= limit:
+        return Page(items=items, next=None)
+    return Page(items=items, next=_encode(getattr(items[-1], time.key), items[-1].id))
+
+
+def _encode(time: datetime, key: UUID) -> str:
+    return base64.urlsafe_b64encode(json.dumps([time.isoformat(), str(key)]).encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> tuple[Any, ...]:
+    try:
+        time, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return datetime.fromisoformat(time).astimezone(UTC), UUID(key)
+    except (ValueError, TypeError, AttributeError, binascii.Error) as exc:
+        raise errors.Invalid(errors={"after": ["Not a cursor that a list gave you as `next`."]}) from exc

@@ -1,0 +1,326 @@
+"""Every move of a run. Each is one conditional UPDATE: no row back means that someone else was first.
+
+A move names the run, its slot (which finds the partition) and, from the claim on, the attempt: the number
+fences out a worker that comes back from the dead. All stamps are PostgreSQL's clock.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid5
+
+from sqlalchemy import CursorResult, Select, func, insert, literal, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from app import errors, retry
+from app.messages import Message, Ticket
+from app.models import Attempt, Run, Task
+from app.states import CLAIMABLE, OPEN, WAITING, Reason, RunState, Trigger
+
+SENDING = timedelta(seconds=2)
+"""How long a pending run belongs to whoever last set out to send it."""
+
+LOST_AFTER = timedelta(seconds=4)
+"""Without a heartbeat for this long a running run counts as lost. Workers renew each second."""
+
+LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}
+
+BATCH = 500
+
+
+def identify(task_id: UUID, slot: datetime) -> UUID:
+    """The id of a task's run for a slot: the same wherever and however often it is computed."""
+    return uuid5(task_id, f"{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """A run to be recorded."""
+
+    id: UUID
+    task: Any
+    slot: datetime
+    trigger: Trigger
+    missed: int = 0
+    skipped: Reason | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = field(default=None)
+
+    def row(self, now: datetime) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "task_id": self.task.id,
+            "scheduled_for": self.slot,
+            "task_name": self.task.name,
+            "target": self.task.target,
+            "queue": self.task.queue,
+            "trigger": self.trigger,
+            "missed": self.missed,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "state": RunState.SKIPPED if self.skipped else RunState.PENDING,
+            "reason": self.skipped,
+            "attempt": 1,
+            "fired_at": now,
+            "finished_at": now if self.skipped else None,
+        }
+
+
+def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
+    """Records runs in bulk; returns the ids of those that were not there before.
+
+    A slot that is there already was recorded by someone else first: by another beat, or by a backfill.
+    """
+    if not new:
+        return set()
+    statement = upsert(Run).on_conflict_do_nothing(constraint="uq_runs_task_slot").returning(Run.id)
+    return set(session.scalars(statement, [run.row(now) for run in new]))
+
+
+def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
+    """Notes that the broker has taken these. A run that a worker has claimed meanwhile is left alone."""
+    session.execute(
+        update(Run)
+        .where(_is_one_of(tickets), Run.state == RunState.PENDING)
+        .values(state=RunState.QUEUED, published_at=func.clock_timestamp())
+    )
+
+
+def claim(session: Session, ticket: Ticket, worker: str) -> bool:
+    """Takes the run for this worker. False: it was taken, cancelled, or superseded; the message is to be dropped."""
+    now = func.clock_timestamp()
+    return _moved(
+        session,
+        _this(ticket, CLAIMABLE).values(
+            state=RunState.RUNNING,
+            worker=worker,
+            started_at=func.coalesce(Run.started_at, now),
+            attempt_started_at=now,
+            heartbeat_at=now,
+        ),
+    )
+
+
+def succeed(session: Session, ticket: Ticket, result: Any) -> bool:
+    """Records the outcome of a run that returned. False: this attempt was superseded, the result is refused."""
+    return _moved(
+        session,
+        _this(ticket, {RunState.RUNNING}).values(
+            state=RunState.SUCCEEDED, result=result, error=None, finished_at=func.clock_timestamp()
+        ),
+    )
+
+
+def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any], draw: float) -> RunState | None:
+    """Records a failed attempt: the run waits for the next one, or has failed for good where none is left.
+
+    `draw` in [0, 1) is the jitter's. Returns the new state; None: this attempt was superseded.
+    """
+    # the row is locked first: a rescue that took the run away meanwhile leaves no row to see
+    task = session.scalars(
+        select(Task)
+        .join(Run, Task.id == Run.task_id)
+        .where(*_fence(ticket), Run.state == RunState.RUNNING)
+        .with_for_update(of=Run)
+    ).one_or_none()
+    if task is None:
+        return None
+    delay = retry.delay(
+        ticket.attempt,
+        backoff=task.backoff,
+        backoff_max=task.backoff_max,
+        jitter=task.backoff_jitter,
+        draw=draw,
+    )
+    # an attempt that never came to its end by its own doing is tried again at once
+    return _end_attempt(session, ticket, task, reason, error, delay=timedelta(0) if reason == Reason.LOST else delay)
+
+
+def _end_attempt(
+    session: Session, ticket: Ticket, task: Task, reason: Reason, error: dict[str, Any], *, delay: timedelta
+) -> RunState:
+    """Ends an attempt whose row this transaction has locked: the next one follows, or the run has failed."""
+    values: dict[str, Any] = {"error": error, "reason": reason}
+    if ticket.attempt < task.max_attempts:
+        _keep_attempt(session, ticket, error, reason)
+        values |= {"state": RunState.RETRYING, "retry_at": func.clock_timestamp() + delay}
+    else:
+        values |= {"state": RunState.FAILED, "finished_at": func.clock_timestamp()}
+    session.execute(update(Run).where(*_fence(ticket)).values(values).execution_options(synchronize_session=False))
+    return RunState(values["state"])
+
+
+def cancel(session: Session, now: datetime, run_id: UUID) -> Run:
+    """Cancels a waiting run: it never starts. Raises NotFound, or Conflict where it waits no more."""
+    run = session.scalars(
+        update(Run)
+        .where(Run.id == run_id, Run.state.in_(WAITING))
+        .values(state=RunState.CANCELLED, reason=Reason.BY_USER, finished_at=now)
+        .returning(Run)
+    ).one_or_none()
+    if run is not None:
+        return run
+    state = session.scalars(select(Run.state).where(Run.id == run_id)).one_or_none()
+    if state is None:
+        raise errors.NotFound("There is no such run.")
+    raise errors.Conflict(f"Only a waiting run can be cancelled; this one is {state}.")
+
+
+def cancel_waiting(session: Session, now: datetime, task_id: UUID, reason: Reason) -> None:
+    """Cancels what waits of a task."""
+    session.execute(
+        update(Run)
+        .where(Run.task_id == task_id, Run.state.in_(WAITING))
+        .values(state=RunState.CANCELLED, reason=reason, finished_at=now)
+    )
+
+
+def renew(session: Session, tickets: Sequence[Ticket]) -> None:
+    """Renews the heartbeats of all runs of a worker with one statement."""
+    session.execute(
+        update(Run)
+        .where(_is_one_of(tickets), Run.state == RunState.RUNNING)
+        .values(heartbeat_at=func.clock_timestamp())
+    )
+
+
+def take_run(session: Session, run_id: UUID) -> list[Message]:
+    """One pending run that nobody is sending, as a message; marked as being sent."""
+    return _take(session, select(Run.id, Run.scheduled_for).where(Run.id == run_id, _unsent()))
+
+
+def take_pending(session: Session, limit: int = BATCH) -> list[Message]:
+    """Pending runs that nobody has been sending for a while, as messages; marked as being sent."""
+    return _take(session, select(Run.id, Run.scheduled_for).where(_unsent(SENDING)).limit(limit))
+
+
+def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
+    """Runs whose next attempt is due: made pending under the next attempt's number, as messages."""
+    due = select(Run.id, Run.scheduled_for).where(
+        Run.state == RunState.RETRYING, Run.retry_at <= func.clock_timestamp()
+    )
+    return _take(session, due.limit(limit), attempt=Run.attempt + 1, retry_at=None, reason=None)
+
+
+def take_vanished(session: Session, queue: str, limit: int = BATCH) -> list[Message]:
+    """Runs of a queue that stand queued though the broker may have lost them: made pending again, as messages.
+
+    A message that was not lost after all finds its run claimed, or is the first to claim it: either is fine.
+    """
+    old = Run.published_at < func.clock_timestamp() - SENDING
+    return _take(
+        session,
+        select(Run.id, Run.scheduled_for).where(Run.state == RunState.QUEUED, Run.queue == queue, old).limit(limit),
+    )
+
+
+def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
+    """Takes runs whose worker is gone away from it. Returns how many are tried again, and how many failed for good."""
+    lost = session.execute(
+        select(Run, Task)
+        .join(Task, Task.id == Run.task_id)
+        .where(Run.state == RunState.RUNNING, Run.heartbeat_at < func.clock_timestamp() - LOST_AFTER)
+        .limit(limit)
+        .with_for_update(of=Run, skip_locked=True)
+    ).all()
+    ended = [_end_attempt(session, _ticket(run), task, Reason.LOST, LOST, delay=timedelta(0)) for run, task in lost]
+    return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
+
+
+def open_tasks(session: Session, task_ids: Iterable[UUID]) -> set[UUID]:
+    """Which of these tasks have a run that is not ended."""
+    wanted = list(task_ids)
+    if not wanted:
+        return set()
+    return set(session.scalars(select(Run.task_id).where(Run.task_id.in_(wanted), Run.state.in_(OPEN)).distinct()))
+
+
+def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> list[Message]:
+    """Makes the chosen runs pending and the caller's to send for SENDING seconds; returns their messages."""
+    keys = [tuple(row) for row in session.execute(chosen.with_for_update(skip_locked=True))]
+    if not keys:
+        return []
+    session.execute(
+        update(Run)
+        .where(tuple_(Run.id, Run.scheduled_for).in_(keys))
+        .values({"state": RunState.PENDING, "published_at": func.clock_timestamp()} | values)
+    )
+    rows = session.execute(
+        select(Run, Task)
+        .join(Task, Task.id == Run.task_id)
+        .where(tuple_(Run.id, Run.scheduled_for).in_(keys))
+        .execution_options(populate_existing=True)
+    )
+    return [message(task, run) for run, task in rows]
+
+
+def message(task: Any, run: Run | NewRun) -> Message:
+    """What travels for a run: its own arguments where it has some, or its task's."""
+    slot = run.slot if isinstance(run, NewRun) else run.scheduled_for
+    attempt = 1 if isinstance(run, NewRun) else run.attempt
+    return Message(
+        ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt),
+        target=task.target,
+        queue=task.queue,
+        priority=task.priority,
+        args=task.args if run.args is None else run.args,
+        kwargs=task.kwargs if run.kwargs is None else run.kwargs,
+        timeout=task.timeout,
+    )
+
+
+def _unsent(age: timedelta = timedelta(0)) -> Any:
+    """Pending, and nobody set out to send it for `age`; one that nobody ever set out with counts from its firing."""
+    since = func.coalesce(Run.published_at, Run.fired_at)
+    fresh = Run.published_at.is_(None) if not age else since < func.clock_timestamp() - age
+    return (Run.state == RunState.PENDING) & fresh
+
+
+def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reason: Reason) -> None:
+    """Keeps the current attempt as a past one, before the next begins."""
+    outcome = RunState.FAILED if reason == Reason.ERROR else reason
+    past = select(
+        Run.id,
+        Run.scheduled_for,
+        Run.attempt,
+        Run.worker,
+        Run.attempt_started_at,
+        func.clock_timestamp(),
+        literal(str(outcome)),
+        literal(error, Attempt.error.type),
+    ).where(*_fence(ticket))
+    columns = [
+        "run_id",
+        "scheduled_for",
+        "attempt",
+        "worker",
+        "started_at",
+        "finished_at",
+        "outcome",
+        "error",
+    ]
+    session.execute(insert(Attempt).from_select(columns, past))
+
+
+def _ticket(run: Run) -> Ticket:
+    return Ticket(task=run.task_id, run=run.id, slot=run.scheduled_for, attempt=run.attempt)
+
+
+def _fence(ticket: Ticket) -> tuple[Any, ...]:
+    return Run.id == ticket.run, Run.scheduled_for == ticket.slot, Run.attempt == ticket.attempt
+
+
+def _this(ticket: Ticket, states: Iterable[RunState]) -> Any:
+    return update(Run).where(*_fence(ticket), Run.state.in_(states))
+
+
+def _is_one_of(tickets: Sequence[Ticket]) -> Any:
+    return tuple_(Run.id, Run.scheduled_for, Run.attempt).in_([(t.run, t.slot, t.attempt) for t in tickets])
+
+
+def _moved(session: Session, statement: Any) -> bool:
+    result = session.execute(statement)
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1

@@ -1,0 +1,276 @@
+"""Use cases on tasks: register, change, pause, resume, delete, run now.
+
+Each takes a session and `now`, and never commits. `fields` are what `schemas.TaskSchema` loads.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app import errors, policies, runs, schedules, settings
+from app.models import Run, Target, Task
+from app.states import Reason, TaskState, Trigger
+
+Fields = Mapping[str, Any]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
+"""The fields that decide when a task is due."""
+
+
+def create(session: Session, now: datetime, fields: Fields) -> Task:
+    """Registers a task. Raises Invalid, or Conflict where its name is taken."""
+    _check_targets(session, [fields["target"]], lambda errors_by_index: errors_by_index[0])
+    task = _new(now, fields)
+    _insert(session, [task], lambda taken: taken[0])
+    return task
+
+
+def create_many(session: Session, now: datetime, items: Sequence[Fields]) -> list[Task]:
+    """Registers tasks, all or none. Errors name the index: `{"items": {3: {"name": […]}}}`."""
+    problems: dict[int, Any] = {}
+    created: list[Task] = []
+    for index, fields in enumerate(items):
+        try:
+            created.append(_new(now, fields))
+        except errors.Invalid as exc:
+            problems[index] = exc.errors
+    if problems:
+        raise errors.Invalid(errors={"items": problems})
+    _check_targets(session, [fields["target"] for fields in items], lambda by_index: {"items": by_index})
+    _insert(session, created, lambda taken: {"items": taken})
+    return created
+
+
+def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, version: int | None = None) -> Task:
+    """Changes what `fields` names. Raises NotFound, Stale, Invalid, or Conflict where the name is taken.
+
+    A change of when it is due counts from now, and makes a completed task active again.
+    """
+    task = _lock(session, task_id, version)
+    if "target" in fields:
+        _check_targets(session, [fields["target"]], lambda by_index: by_index[0])
+    with session.begin_nested() as savepoint:
+        for column, value in _columns(fields, now).items():
+            setattr(task, column, value)
+        if fields.keys() & TIMING:
+            _retime(task, now)
+        _touch(task, now)
+        try:
+            session.flush()
+        except IntegrityError as exc:
+            savepoint.rollback()
+            raise _name_taken(exc, {"name": [_TAKEN]}) from exc
+    return task
+
+
+def pause(session: Session, now: datetime, task_id: UUID, note: str | None) -> Task:
+    """Stops firing its slots until it is resumed. Runs that were fired already go on."""
+    task = _lock(session, task_id)
+    if task.state == TaskState.COMPLETED:
+        raise errors.Conflict("A completed task has no slot left to pause.")
+    task.state = TaskState.PAUSED
+    task.note = note
+    _touch(task, now)
+    return task
+
+
+def resume(session: Session, now: datetime, task_id: UUID, since: Literal["now", "last"]) -> Task:
+    """Fires its slots again: those after `now`, or all since the last fired one, as its catch-up policy says."""
+    task = _lock(session, task_id)
+    if task.state == TaskState.COMPLETED:
+        raise errors.Conflict("A completed task has no slot left to resume.")
+    if task.state == TaskState.PAUSED:
+        if since == "now":
+            _pass_over(session, now, task)
+        task.state = TaskState.ACTIVE if task.next_run_at else TaskState.COMPLETED
+        task.note = None
+        _touch(task, now)
+    return task
+
+
+def delete(session: Session, now: datetime, task_id: UUID, *, version: int | None = None) -> None:
+    """Deletes a task and cancels what waits of it. Its runs are kept."""
+    task = _lock(session, task_id, version)
+    task.state = TaskState.DELETED
+    task.next_run_at = None
+    _touch(task, now)
+    runs.cancel_waiting(session, now, task_id, Reason.TASK_DELETED)
+
+
+def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Run:
+    """A run right now, whatever the schedule says, with the task's arguments or with these."""
+    task = _lock(session, task_id)
+    new = runs.NewRun(id=uuid4(), task=task, slot=now, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
+    while not runs.record(session, now, [new]):  # the very microsecond is taken, by a slot or another call
+        new = runs.NewRun(
+            id=new.id,
+            task=task,
+            slot=new.slot + timedelta(microseconds=1),
+            trigger=new.trigger,
+            args=args,
+            kwargs=kwargs,
+        )
+    return session.scalars(select(Run).where(Run.id == new.id, Run.scheduled_for == new.slot)).one()
+
+
+def upcoming(session: Session, now: datetime, task_id: UUID, count: int) -> list[datetime]:
+    """The next slots that will be fired as the task stands."""
+    task = _find(session, task_id)
+    if task.next_run_at is None:
+        return []
+    left = count if task.max_runs is None else min(count, task.max_runs - task.run_count)
+    after = timetable(task, now).upcoming(task.next_run_at)
+    return [task.next_run_at, *islice(after, max(left - 1, 0))] if left > 0 else []
+
+
+def timetable(task: Any, now: datetime) -> schedules.Timetable:
+    """The pure view of when a task, or a row of its columns, is due."""
+    return schedules.Timetable(
+        task_id=task.id,
+        schedule=schedules.parse(task.schedule, now=now),
+        starts_at=task.starts_at,
+        ends_at=task.ends_at,
+        jitter=task.jitter,
+    )
+
+
+def bucket(task_id: UUID) -> int:
+    """The share of the tasks that a task belongs to: its id is random, so its low bits spread evenly."""
+    return task_id.int % settings.load().PUNCTUAL_BUCKETS
+
+
+_TAKEN = "This name is taken by another task."
+_NEVER = "This schedule has no slot from now on, so it would never fire."
+
+
+def _new(now: datetime, fields: Fields) -> Task:
+    task_id = uuid4()
+    columns = _columns(fields, now)
+    columns["name"] = columns.get("name") or f"{fields['target']}-{task_id.hex[:8]}"
+    task = Task(
+        id=task_id,
+        bucket=bucket(task_id),
+        **columns,
+        state=TaskState.ACTIVE,
+        note=None,
+        run_count=0,
+        created_at=now,
+        updated_at=now,
+        version=1,
+        mirrored_version=0,
+    )
+    _retime(task, now)
+    return task
+
+
+def _columns(fields: Fields, now: datetime) -> dict[str, Any]:
+    """The columns that the given fields stand for."""
+    nested = {"catchup", "retry", "schedule"}
+    columns = {name: value for name, value in fields.items() if name not in nested}
+    if "schedule" in fields:
+        columns["schedule"] = schedules.dump(_parse(fields["schedule"], now))
+    columns |= {f"catchup_{name}": value for name, value in fields.get("catchup", {}).items()}
+    retry = dict(fields.get("retry", {}))
+    if "jitter" in retry:
+        columns["backoff_jitter"] = retry.pop("jitter")
+    return columns | retry
+
+
+def _parse(schedule: Any, now: datetime) -> schedules.Schedule:
+    try:
+        return schedules.parse(schedule, now=now)
+    except errors.Invalid as exc:
+        raise errors.Invalid(errors={"schedule": exc.errors}) from exc
+
+
+def _retime(task: Task, now: datetime) -> None:
+    """Sets when the task is next due, seen from now. Raises Invalid where it is never due again."""
+    table = timetable(task, now)
+    one_time = isinstance(table.schedule, schedules.Now | schedules.Once)
+    slot = table.next_after(EPOCH if one_time else now)  # a one-time slot in the past is due at once
+    if slot is None:
+        raise errors.Invalid(errors={"schedule": [_NEVER]})
+    if task.max_runs is not None and (task.run_count or 0) >= task.max_runs:
+        raise errors.Invalid(errors={"max_runs": [f"It has had {task.run_count} runs already."]})
+    task.next_run_at = slot
+    if task.state == TaskState.COMPLETED:
+        task.state = TaskState.ACTIVE
+
+
+def _pass_over(session: Session, now: datetime, task: Task) -> None:
+    """Moves a paused task past the slots that fell into its pause; the newest is recorded for all of them."""
+    if task.next_run_at is None or task.next_run_at > now:
+        return
+    table = timetable(task, now)
+    passed = [task.next_run_at, *islice(table.between(task.next_run_at, now), policies.MAX_COUNT)]
+    slot = passed[-1]
+    skipped = runs.NewRun(
+        id=runs.identify(task.id, slot),
+        task=task,
+        slot=slot,
+        trigger=Trigger.SCHEDULE,
+        missed=len(passed) - 1,
+        skipped=Reason.PAUSED,
+    )
+    runs.record(session, now, [skipped])
+    task.next_run_at = table.next_after(now)
+
+
+def _touch(task: Task, now: datetime) -> None:
+    task.version += 1
+    task.updated_at = now
+
+
+def _find(session: Session, task_id: UUID, *, lock: bool = False) -> Task:
+    query = select(Task).where(Task.id == task_id, Task.state != TaskState.DELETED)
+    task = session.scalars(query.with_for_update() if lock else query).one_or_none()
+    if task is None:
+        raise errors.NotFound("There is no such task.")
+    return task
+
+
+def _lock(session: Session, task_id: UUID, version: int | None = None) -> Task:
+    task = _find(session, task_id, lock=True)
+    if version is not None and version != task.version:
+        raise errors.Stale
+    return task
+
+
+def _check_targets(session: Session, targets: Sequence[str], shape: Any) -> None:
+    """Raises Invalid where a target is one that no worker has ever offered."""
+    known = set(session.scalars(select(Target.name).where(Target.name.in_(set(targets)))))
+    unknown = {
+        index: {"target": [f"No worker offers {target!r}. GET /targets lists what can be called."]}
+        for index, target in enumerate(targets)
+        if target not in known
+    }
+    if unknown:
+        raise errors.Invalid(errors=shape(unknown))
+
+
+def _insert(session: Session, created: Sequence[Task], shape: Any) -> None:
+    """Inserts tasks. Raises Conflict that tells which names are taken."""
+    try:
+        with session.begin_nested():
+            session.add_all(created)
+            session.flush()
+    except IntegrityError as exc:
+        names = [task.name for task in created]
+        there = set(session.scalars(select(Task.name).where(Task.name.in_(names), Task.state != TaskState.DELETED)))
+        taken = {
+            index: {"name": [_TAKEN]} for index, name in enumerate(names) if name in there or name in names[:index]
+        }
+        raise _name_taken(exc, shape(taken) if taken else {"name": [_TAKEN]}) from exc
+
+
+def _name_taken(exc: IntegrityError, found: errors.FieldErrors) -> Exception:
+    constraint = getattr(getattr(exc.orig, "diag", None), "constraint_name", None)
+    return errors.Conflict(_TAKEN, errors=found) if constraint == "uq_tasks_name" else exc

@@ -1,0 +1,172 @@
+"""Chores: small repeated repairs, one per concern. Every beat runs them all, leader or not.
+
+Each is `step() -> bool`: it does one bounded batch and says whether there may be more. `SKIP LOCKED` keeps
+the beats out of each other's way. A chore that fails is logged and tried again at its next turn.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app import broker, db, dispatch, errors, runs
+from app.messages import Message
+from app.models import Run
+from app.states import RunState
+
+OVERDUE = timedelta(seconds=3)
+"""From here on the audit path fires a task: its entry is missing, or nobody rings its bucket."""
+
+MONTHS_AHEAD = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Chore:
+    """A step, and how often it is due."""
+
+    name: str
+    every: float
+    step: Callable[[], bool]
+    next_at: float = 0.0
+    failing: bool = False
+
+
+@dataclass(kw_only=True)
+class Contact:
+    """Since when this beat has reached PostgreSQL without a gap.
+
+    After an outage every heartbeat is old: nothing may be called lost before its worker had time to renew it.
+    """
+
+    since: float = field(default_factory=time.monotonic)
+
+    def lost(self) -> None:
+        self.since = time.monotonic()
+
+    def holds(self, age: timedelta) -> bool:
+        return time.monotonic() - self.since > age.total_seconds()
+
+
+class Chores:
+    """All chores, run one after the other by a thread of their own, with a publisher of their own."""
+
+    def __init__(self, publisher: broker.Publisher) -> None:
+        self.publisher = publisher
+        self.contact = Contact()
+        self.stopping = threading.Event()
+        self.all = [
+            Chore(name="make_partitions", every=3600, step=make_partitions),
+            Chore(name="fire_overdue", every=1, step=self.fire_overdue),
+            Chore(name="publish_pending", every=1, step=self.publish_pending),
+            Chore(name="publish_retries", every=0.5, step=self.publish_retries),
+            Chore(name="rescue_lost", every=1, step=self.rescue_lost),
+            Chore(name="resend_vanished", every=5, step=self.resend_vanished),
+        ]
+
+    def run(self) -> None:
+        """Runs due chores until it is stopped."""
+        while not self.stopping.is_set():
+            for chore in self.all:
+                if time.monotonic() >= chore.next_at and not self.stopping.is_set():
+                    self.turn(chore)
+            self.stopping.wait(max(0.0, min(chore.next_at for chore in self.all) - time.monotonic()))
+        self.publisher.close()
+
+    def turn(self, chore: Chore) -> None:
+        """One turn of a chore: at once again where there may be more, else after its pause."""
+        more = False
+        try:
+            more = chore.step()
+            if chore.failing:
+                log.info("chore %s works again", chore.name)
+            chore.failing = False
+        except errors.Unavailable:
+            self.contact.lost()
+            _complain(chore, "PostgreSQL is away")
+        except Exception:
+            log.exception("chore %s failed, it is tried again in %s s", chore.name, chore.every)
+        chore.next_at = time.monotonic() + (0 if more else chore.every)
+
+    def fire_overdue(self) -> bool:
+        fired = dispatch.fire_overdue(self.publisher.publish, OVERDUE)
+        if fired.next_run_at:
+            log.warning("the audit path fired %d tasks that no beat had rung", len(fired.next_run_at))
+        return len(fired.next_run_at) >= dispatch.BATCH
+
+    def publish_pending(self) -> bool:
+        return self._publish(runs.take_pending)
+
+    def publish_retries(self) -> bool:
+        return self._publish(runs.take_retries)
+
+    def rescue_lost(self) -> bool:
+        if not self.contact.holds(runs.LOST_AFTER + timedelta(seconds=2)):
+            return False
+        with db.transaction() as session:
+            again, dead = runs.rescue_lost(session)
+        if again or dead:
+            log.warning("runs lost their worker: %d are tried again, %d have failed", again, dead)
+        return again + dead >= runs.BATCH
+
+    def resend_vanished(self) -> bool:
+        """Where more runs stand queued than the broker holds messages, a queue was purged or lost."""
+        for queue, queued in self._queued():
+            held = broker.depth(queue)
+            if held is None or held < queued:
+                with db.transaction() as session:
+                    vanished = runs.take_vanished(session, queue)
+                if vanished:
+                    log.warning("queue %s holds %s messages for %d queued runs: sending again", queue, held, queued)
+                    dispatch.send(self.publisher.publish, vanished)
+        return False
+
+    def _queued(self) -> list[tuple[str, int]]:
+        """Runs per queue that have stood queued for longer than a worker's prefetch takes."""
+        old = Run.published_at < func.clock_timestamp() - timedelta(seconds=3)
+        query = select(Run.queue, func.count()).where(Run.state == RunState.QUEUED, old).group_by(Run.queue)
+        with db.transaction() as session:
+            return [(queue, count) for queue, count in session.execute(query)]
+
+    def _publish(self, take: Callable[[Session], list[Message]]) -> bool:
+        with db.transaction() as session:
+            batch = take(session)
+        # where the broker takes nothing there is no use in another batch at once
+        return dispatch.send(self.publisher.publish, batch) >= runs.BATCH
+
+
+def make_partitions() -> bool:
+    """Makes room for the months ahead. A month that has rows in the default partition already stays there."""
+    with db.transaction() as session:
+        first = db.now(session).date().replace(day=1)
+    for _ in range(MONTHS_AHEAD + 1):
+        after = (first + timedelta(days=32)).replace(day=1)
+        for table in ("runs", "attempts"):
+            _make_partition(table, first, after)
+        first = after
+    return False
+
+
+def _make_partition(table: str, first: date, after: date) -> None:
+    name = f"{table}_{first:%Y_%m}"
+    with db.transaction() as session:
+        if session.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is not None:
+            return
+        # two beats may come here at once: the second waits, then finds it there
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
+        bounds = f"FROM ('{first} 00:00:00+00') TO ('{after} 00:00:00+00')"
+        session.execute(text(f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF {table} FOR VALUES {bounds}"))
+    log.info("made partition %s", name)
+
+
+def _complain(chore: Chore, why: str) -> None:
+    """Says once that a chore cannot do its work."""
+    if not chore.failing:
+        log.warning("chore %s waits: %s", chore.name, why)
+    chore.failing = True

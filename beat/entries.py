@@ -1,0 +1,159 @@
+"""RedBeat's entries: in each bucket a sorted set of slots and a card per task. Redis rings, it decides nothing.
+
+Keys, entries and locks are RedBeat's own, one prefix per bucket, so that RedBeat's tools can read them with
+`redbeat_key_prefix = entries.prefix(bucket)`. Only the holder of a bucket's lease writes them, and each write
+compares the holder's token in Redis before it changes anything: a beat that lost its lease while it was
+paused writes nothing.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+WRITE = """
+-- KEYS: lock, schedule, mirrored   ARGV: token, prefix, mark ('1': the bucket is complete), then per entry
+-- its name, its score and its card, both empty where it is to go
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 4, #ARGV, 3 do
+  local key = ARGV[2] .. ARGV[i]
+  if ARGV[i + 1] == '' then
+    redis.call('zrem', KEYS[2], key)
+    redis.call('del', key)
+  else
+    redis.call('hset', key, 'definition', ARGV[i + 2], 'meta', '{"last_run_at": null}')
+    redis.call('zadd', KEYS[2], ARGV[i + 1], key)
+  end
+end
+if ARGV[3] == '1' then redis.call('set', KEYS[3], '1') end
+return 1
+"""
+
+
+def prefix(bucket: int) -> str:
+    """RedBeat's key prefix of a bucket; the braces keep it on one node of a Redis Cluster."""
+    return f"redbeat:{{{bucket}}}:"
+
+
+def schedule_key(bucket: int) -> str:
+    return f"{prefix(bucket)}:schedule"
+
+
+def lock_key(bucket: int) -> str:
+    return f"{prefix(bucket)}:lock"
+
+
+def mirrored_key(bucket: int) -> str:
+    """Set once all of a bucket's tasks have their entry. It goes with everything else when Redis is emptied."""
+    return f"{prefix(bucket)}:mirrored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A task's card: ring once at `slot`; no slot, no card."""
+
+    task_id: UUID
+    target: str
+    slot: datetime | None
+
+    def arguments(self) -> tuple[str, str, str]:
+        """Name, score and definition as RedBeat stores them. The schedule is a rule with one occurrence."""
+        if self.slot is None:
+            return str(self.task_id), "", ""
+        score = self.slot.timestamp()
+        schedule = {"__type__": "rrule", "freq": "SECONDLY", "count": 1, "dtstart": score}
+        definition = {
+            "name": str(self.task_id),
+            "task": self.target,
+            "args": None,
+            "kwargs": None,
+            "options": {},
+            "schedule": schedule,
+            "enabled": True,
+        }
+        return str(self.task_id), repr(score), json.dumps(definition, separators=(",", ":"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """What the clock says: entries to ring now, those that cannot be read, and when the next one is due."""
+
+    tasks: dict[UUID, int]
+    """Task to bucket."""
+    unreadable: dict[str, int]
+    """Members that are no task's key, to bucket."""
+    next_at: datetime | None
+
+
+class Entries:
+    """Reads and writes the entries of buckets in a handful of round trips. Raises redis.RedisError."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.script = client.register_script(WRITE)
+
+    def due(self, buckets: Collection[int], now: datetime, limit: int) -> Due:
+        """The entries of these buckets that are due, the soonest first in each, at most `limit` per bucket."""
+        pipe = self.client.pipeline(transaction=False)
+        for bucket in buckets:
+            pipe.zrange(schedule_key(bucket), "-inf", now.timestamp(), byscore=True, offset=0, num=limit)
+            pipe.zrange(
+                schedule_key(bucket),
+                f"({now.timestamp()}",
+                "+inf",
+                byscore=True,
+                offset=0,
+                num=1,
+                withscores=True,
+            )
+        answers: list[Any] = pipe.execute() if buckets else []
+        tasks: dict[UUID, int] = {}
+        unreadable: dict[str, int] = {}
+        for bucket, members in zip(buckets, answers[::2], strict=True):
+            for member in members:
+                _read(member, bucket, tasks, unreadable)
+        scores = [coming[0][1] for coming in answers[1::2] if coming]
+        next_at = datetime.fromtimestamp(min(scores), tz=UTC) if scores else None
+        return Due(tasks=tasks, unreadable=unreadable, next_at=next_at)
+
+    def write(
+        self, by_bucket: Mapping[int, Sequence[Entry]], tokens: Mapping[int, str], *, complete: bool = False
+    ) -> set[int]:
+        """Writes entries where the token still holds the lease. Returns the buckets that were written.
+
+        `complete` marks the buckets as holding an entry for each of their tasks.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for bucket, changed in by_bucket.items():
+            keys = [lock_key(bucket), schedule_key(bucket), mirrored_key(bucket)]
+            head = [tokens[bucket], prefix(bucket), "1" if complete else ""]
+            self.script(keys=keys, args=[*head, *_flat(changed)], client=pipe)
+        answers = pipe.execute() if by_bucket else []
+        return {bucket for bucket, written in zip(by_bucket, answers, strict=True) if written}
+
+    def discard(self, bucket: int, member: str) -> None:
+        """Takes a member out that is no task's key, so that it never rings again."""
+        self.client.zrem(schedule_key(bucket), member)
+
+    def incomplete(self, buckets: Collection[int]) -> set[int]:
+        """Which of these buckets must be rebuilt: they never were, or Redis was emptied."""
+        pipe = self.client.pipeline(transaction=False)
+        for bucket in buckets:
+            pipe.exists(mirrored_key(bucket))
+        return (
+            {bucket for bucket, there in zip(buckets, pipe.execute(), strict=True) if not there} if buckets else set()
+        )
+
+
+def _read(member: str, bucket: int, tasks: dict[UUID, int], unreadable: dict[str, int]) -> None:
+    try:
+        tasks[UUID(member.removeprefix(prefix(bucket)))] = bucket
+    except ValueError:
+        unreadable[member] = bucket
+
+
+def _flat(changed: Sequence[Entry]) -> Iterator[str]:
+    for entry in changed:
+        yield from entry.arguments()

@@ -1,0 +1,37 @@
+"""The beat process: `celery -A beat.main:celery_app beat`."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+from celery.signals import beat_init, setup_logging
+
+from app import logs, settings
+from app.broker import celery_app
+
+celery_app.conf.update(
+    beat_scheduler="beat.scheduler:PunctualScheduler",
+    beat_max_loop_interval=1,
+    beat_enable_remote_control=True,
+    beat_remote_control_max_tick_age=5,
+    # RedBeat would fall back to the broker
+    redbeat_redis_url=settings.load().REDIS_URL.get_secret_value(),
+    redbeat_redis_options={},
+    redbeat_lock_timeout=4,
+)
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(**_: Any) -> None:
+    logs.configure()
+
+
+@beat_init.connect  # type: ignore[untyped-decorator]
+def _stop_between_ticks(sender: Any, **_: Any) -> None:
+    """Celery's own handler would close the scheduler in the middle of a tick."""
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        sender.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,232 @@
+"""RedBeat, subclassed: rings the due entries of the buckets it holds, and mirrors what changed.
+
+Stock RedBeat sends each entry itself, advances it before it is sent, and lives or dies with one lock. Here an
+entry that rings only names a task: `dispatch.fire` decides in PostgreSQL what is due, and the entry is moved
+on afterwards. A tick never blocks for long and never raises because a store is away.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import redis
+from redbeat import RedBeatScheduler
+from redbeat.schedulers import REDBEAT_REDIS_KEY
+from sqlalchemy import select, tuple_, update
+
+from app import bell, broker, clock, db, dispatch, errors, runs, settings
+from app.models import Task
+from app.states import TaskState
+from beat.chores import Chores
+from beat.entries import Entries, Entry
+from beat.leases import Leases
+
+MAX_TICK = 0.5
+"""Seconds between ticks at most: leases are renewed and changes mirrored at each."""
+
+BATCH = 500
+REBUILD_BATCH = 2000
+
+log = logging.getLogger(__name__)
+
+
+class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
+    """One beat process. Celery's service calls `tick` until it is stopped, then `close`."""
+
+    def __init__(self, app: Any, lazy: bool = False, **kwargs: Any) -> None:  # noqa: FBT001, FBT002 - Celery's own
+        # RedBeat's get_redis finds this client and makes none of its own: behind Sentinels it would make one per call
+        setattr(app, REDBEAT_REDIS_KEY, bell.connect())
+        super().__init__(app, lazy=lazy, **kwargs)
+        self.lock_key = None  # RedBeat's one lock per process; ours are one per bucket
+        client = getattr(app, REDBEAT_REDIS_KEY)
+        self.entries = Entries(client)
+        self.leases = Leases(client, settings.load().PUNCTUAL_BUCKETS)
+        self.publisher = broker.Publisher()
+        self.rebuild = Rebuild()
+        self.hints = client.pubsub(ignore_subscribe_messages=True)
+        self.away: set[str] = set()
+        if not lazy:
+            self.chores = Chores(broker.Publisher())
+            self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
+            self.chore_thread.start()
+
+    def setup_schedule(self) -> None:
+        """Nothing: what RedBeat takes from the configuration, Punctual takes from PostgreSQL."""
+
+    def tick(self, **_: Any) -> float:
+        """Renews, mirrors, rings, then waits for the next slot or a hint. Returns 0: the waiting is done here."""
+        until = time.monotonic() + MAX_TICK
+        try:
+            self.leases.renew()
+            self._mirror()
+            next_at = self._ring()
+        except redis.RedisError as exc:
+            # the audit path goes on; what is due is fired by it until Redis is back
+            self.leases.drop()
+            self._say_away("Redis", exc)
+            time.sleep(max(0.0, until - time.monotonic()))
+        except errors.Unavailable as exc:
+            self._say_away("PostgreSQL", exc)
+            time.sleep(max(0.0, until - time.monotonic()))
+        else:
+            self._say_back()
+            if next_at is not None:
+                until = min(until, time.monotonic() + (next_at - clock.now()).total_seconds())
+            self._listen(until)
+        return 0.0
+
+    def close(self) -> None:
+        """Stops: gives every lease back at once, so that the others need not wait for it to run out."""
+        self.chores.stopping.set()
+        self.leases.release()
+        self.publisher.close()
+        self.chore_thread.join(timeout=5)
+        super().close()
+
+    @property
+    def info(self) -> str:
+        return f"       . buckets -> {self.leases.buckets}"
+
+    def _ring(self) -> datetime | None:
+        """Fires what is due, batch by batch, while the lease holds. Returns when the next entry is due."""
+        while True:
+            held = self.leases.held()
+            due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
+            for member, bucket in due.unreadable.items():
+                log.error("entry %r of bucket %d cannot be read, it is set aside", member, bucket)
+                self.entries.discard(bucket, member)
+            if not due.tasks:
+                return due.next_at
+            fired = dispatch.fire(self.publisher.publish, due.tasks)
+            self._move(due.tasks, fired)
+            if len(fired.next_run_at) < len(due.tasks):
+                return clock.now() + timedelta(seconds=0.05)  # someone else holds the rest: look again shortly
+
+    def _move(self, buckets: dict[UUID, int], fired: dispatch.Fired) -> None:
+        """Moves the entries on to what PostgreSQL says is next."""
+        targets = {message.ticket.task: message.target for message in fired.messages}
+        moved = defaultdict(list)
+        for task_id, slot in fired.next_run_at.items():
+            moved[buckets[task_id]].append(Entry(task_id=task_id, target=targets.get(task_id, ""), slot=slot))
+        self._write(moved)
+
+    def _mirror(self) -> None:
+        """Brings the entries of the held buckets up to what PostgreSQL holds: after a loss all, else what changed."""
+        held = self.leases.held()
+        self.rebuild.reset(self.entries.incomplete(held))
+        changed = _changed(held)
+        while changed:
+            written = self._write(_by_bucket(changed))
+            _mark_mirrored([row for row in changed if row.bucket in written])
+            changed = _changed(held) if len(changed) >= BATCH and written else []
+        self._rebuild_some()
+
+    def _rebuild_some(self) -> None:
+        """One batch of a rebuild, the soonest slots first; the rest waits for the next ticks, so that what is
+        due meanwhile rings in time."""
+        if not self.rebuild.buckets:
+            return
+        rows = self.rebuild.batch()
+        complete = len(rows) < REBUILD_BATCH
+        by_bucket = _by_bucket(rows)
+        written = self._write({bucket: by_bucket.get(bucket, []) for bucket in self.rebuild.buckets}, complete=complete)
+        if complete:
+            log.info("rebuilt the entries of %d buckets", len(written))
+            self.rebuild.reset(self.rebuild.buckets - written)
+
+    def _write(self, by_bucket: dict[int, list[Entry]], *, complete: bool = False) -> set[int]:
+        held = self.leases.held()
+        mine = {bucket: changed for bucket, changed in by_bucket.items() if bucket in held}
+        return self.entries.write(mine, dict.fromkeys(mine, self.leases.token), complete=complete)
+
+    def _listen(self, until: float) -> None:
+        """Waits until then, or until the bell rings for a held bucket."""
+        if not self.hints.subscribed:
+            self.hints.subscribe(bell.CHANNEL)
+        while (left := until - time.monotonic()) > 0:
+            heard = self.hints.get_message(timeout=left)
+            hint = bell.Hint.decode(heard["data"]) if heard else None
+            if hint is None or hint.bucket not in self.leases.held():
+                continue
+            if hint.run is None:
+                return
+            self._send_run(hint.run)
+
+    def _send_run(self, run_id: UUID) -> None:
+        """Sends a run that was recorded elsewhere; where it fails, the chore publish_pending does it."""
+        with contextlib.suppress(errors.Unavailable):
+            with db.transaction() as session:
+                batch = runs.take_run(session, run_id)
+            dispatch.send(self.publisher.publish, batch)
+
+    def _say_away(self, store: str, exc: Exception) -> None:
+        """Says once that a store is away."""
+        if store not in self.away:
+            log.warning("%s is away, this beat waits for it: %s", store, exc)
+        self.away.add(store)
+
+    def _say_back(self) -> None:
+        if self.away:
+            log.info("%s is back", " and ".join(sorted(self.away)))
+        self.away.clear()
+
+
+class Rebuild:
+    """Walks all active tasks of some buckets, the soonest slot first, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.buckets: set[int] = set()
+        self.after: tuple[datetime, UUID] | None = None
+
+    def reset(self, buckets: Collection[int]) -> None:
+        """Sets which buckets are to be rebuilt. Another set begins anew: a second writing does no harm."""
+        if set(buckets) != self.buckets:
+            self.buckets = set(buckets)
+            self.after = None
+
+    def batch(self) -> Sequence[Any]:
+        query = select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state).where(
+            Task.bucket.in_(self.buckets), Task.state == TaskState.ACTIVE
+        )
+        if self.after is not None:
+            query = query.where(tuple_(Task.next_run_at, Task.id) > self.after)
+        with db.transaction() as session:
+            rows = session.execute(query.order_by(Task.next_run_at, Task.id).limit(REBUILD_BATCH)).all()
+        if rows:
+            self.after = (rows[-1].next_run_at, rows[-1].id)
+        return rows
+
+
+def _changed(buckets: Collection[int]) -> Sequence[Any]:
+    """Tasks of these buckets whose entry is not of their version."""
+    query = select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version).where(
+        Task.bucket.in_(buckets), Task.version != Task.mirrored_version
+    )
+    if not buckets:
+        return []
+    with db.transaction() as session:
+        return session.execute(query.limit(BATCH)).all()
+
+
+def _mark_mirrored(rows: Iterable[Any]) -> None:
+    """Notes which version was mirrored. A task that changed meanwhile has another one and is mirrored again."""
+    versions = [(row.id, row.version) for row in rows]
+    if versions:
+        with db.transaction() as session:
+            session.execute(
+                update(Task).where(tuple_(Task.id, Task.version).in_(versions)).values(mirrored_version=Task.version)
+            )
+
+
+def _by_bucket(rows: Iterable[Any]) -> dict[int, list[Entry]]:
+    by_bucket: dict[int, list[Entry]] = defaultdict(list)
+    for row in rows:
+        slot = row.next_run_at if row.state == TaskState.ACTIVE else None
+        by_bucket[row.bucket].append(Entry(task_id=row.id, target=row.target, slot=slot))
+    return by_bucket

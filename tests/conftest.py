@@ -1,0 +1,105 @@
+"""Where the tests find PostgreSQL, Redis and the broker, and how each starts from nothing.
+
+`script/test` sets the three URLs, to embedded stores where none is given. The database is made anew for a
+session and emptied for each test; the broker's vhost and the Redis database are the tests' own to empty.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+
+ROOT = Path(__file__).parent.parent
+GIVEN = {name: os.environ.get(name) for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL")}
+DATABASE = f"punctual_test_{uuid4().hex[:8]}"
+
+TABLES = ("tasks", "runs", "attempts", "targets")
+
+
+def url_of(database: str) -> str:
+    """The URL of a database on the given server."""
+    return make_url(GIVEN["DATABASE_URL"]).set(database=database).render_as_string(hide_password=False)
+
+
+# Modules of ours read the settings when they are imported, so they stand before the first import.
+if GIVEN["DATABASE_URL"]:
+    os.environ |= {
+        "DATABASE_URL": url_of(DATABASE),
+        "SECRET_KEY": "a key for tests only",
+        "PUNCTUAL_ADMIN_KEY": "punctual-test-key",
+        "LOG_FORMAT": "console",
+    }
+
+
+def need(what: str, *, there: object) -> None:
+    """Skips a test that needs `what` where it is not there; in CI that is a failure."""
+    if not there:
+        message = f"needs {what}"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+@contextmanager
+def new_database(name: str, template: str = "template1") -> Iterator[str]:
+    """A database of that name, dropped at the end; yields its URL."""
+    admin = make_url(GIVEN["DATABASE_URL"]).set(drivername="postgresql").render_as_string(hide_password=False)
+    with closing(psycopg.connect(admin, autocommit=True)) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')  # type: ignore[arg-type]
+        try:
+            yield url_of(name)
+        finally:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[str]:
+    """The name of a migrated, empty database that nobody is connected to: others are cloned from it."""
+    need("PostgreSQL, Redis and a broker: run script/test", there=all(GIVEN.values()))
+    name = f"{DATABASE}_template"
+    with new_database(name) as url:
+        env = os.environ | {"DATABASE_URL": url}
+        subprocess.run([sys.executable, "-m", "alembic", "upgrade", "head"], cwd=ROOT, env=env, check=True)
+        yield name
+
+
+@pytest.fixture(scope="session")
+def migrated(template: str) -> Iterator[str]:
+    """The database of this process."""
+    with new_database(DATABASE, template) as url:
+        yield url
+        from app import db  # noqa: PLC0415 - only after the environment stands
+
+        db.engine().dispose()
+
+
+@pytest.fixture
+def database(migrated: str) -> Iterator[str]:
+    """The database, empty but for the targets that come with Punctual."""
+    from app import db  # noqa: PLC0415
+
+    with db.engine().begin() as connection:
+        connection.execute(text(f"TRUNCATE {', '.join(TABLES)}"))
+        connection.execute(
+            text(
+                "INSERT INTO targets (name, queue, signature, documentation, last_seen_at) VALUES "
+                "('debug.echo', 'default', '(*args, **kwargs)', 'Returns its arguments.', now()), "
+                "('debug.fail', 'default', '(times=None)', 'Fails.', now()), "
+                "('debug.sleep', 'default', '(seconds)', 'Sleeps.', now()), "
+                "('http.request', 'default', '(url)', 'Calls a URL.', now())"
+            )
+        )
+    return migrated
+
+
+@pytest.fixture
+def rabbitmq() -> str:
+    """The URL of a RabbitMQ, for tests of what only AMQP has."""
+    url = GIVEN["BROKER_URL"] or ""
+    need("RabbitMQ: set BROKER_URL to an amqp:// address", there=url.startswith("amqp"))
+    return url

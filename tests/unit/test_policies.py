@@ -1,0 +1,57 @@
+"""What becomes of due slots, as tables of cases."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app import policies
+from app.policies import Due, settle
+from app.states import Catchup
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+def ago(*seconds: float) -> list[datetime]:
+    return [NOW - timedelta(seconds=s) for s in seconds]
+
+
+@pytest.mark.parametrize("policy", list(Catchup))
+def test_slots_that_can_still_start_in_time_are_each_fired_whatever_the_policy(policy):
+    assert settle(ago(10, 5, 0), NOW, policy) == [Due(slot=slot) for slot in ago(10, 5, 0)]
+
+
+@pytest.mark.parametrize("policy", list(Catchup))
+def test_nothing_due_is_nothing_recorded(policy):
+    assert settle([], NOW, policy) == []
+
+
+def test_latest_fires_the_newest_missed_slot_and_says_how_many_it_stands_for():
+    assert settle(ago(25, 20, 15, 10, 5), NOW, Catchup.LATEST) == [
+        Due(slot=ago(15)[0], missed=2),
+        *(Due(slot=slot) for slot in ago(10, 5)),
+    ]
+
+
+def test_latest_with_one_missed_slot_fires_it():
+    assert settle(ago(86_400), NOW, Catchup.LATEST) == [Due(slot=ago(86_400)[0])]
+
+
+def test_all_fires_each_missed_slot():
+    assert settle(ago(25, 20, 5), NOW, Catchup.ALL) == [Due(slot=slot) for slot in ago(25, 20, 5)]
+
+
+def test_none_records_each_missed_slot_as_skipped():
+    assert settle(ago(25, 20, 5), NOW, Catchup.NONE) == [
+        *(Due(slot=slot, skipped=True) for slot in ago(25, 20)),
+        Due(slot=ago(5)[0]),
+    ]
+
+
+@pytest.mark.parametrize("policy", [Catchup.ALL, Catchup.NONE])
+def test_beyond_the_bound_the_oldest_that_is_recorded_stands_for_those_before_it(policy):
+    slots = ago(*range(policies.MAX_CATCHUP + 60, 10, -1))
+    due = settle(slots, NOW, policy)
+    assert len(due) == policies.MAX_CATCHUP
+    assert due[0].missed == len(slots) - policies.MAX_CATCHUP
+    assert all(d.skipped == (policy == Catchup.NONE) for d in due)
+    assert sum(d.missed + 1 for d in due) == len(slots)

@@ -1,0 +1,1 @@
+"""The workers: claim a run, call its target, record the outcome."""

@@ -1,0 +1,97 @@
+"""Celery's consumer with two habits changed: it reconnects at once, and it parks what it cannot read.
+
+Celery waits 2, 4, 6 … 30 s between tries, hard-coded; and it acknowledges a message that it cannot decode,
+which loses it.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
+
+from app import broker, db, messages, runs
+from app.messages import DEAD_LETTERS, Ticket
+from app.states import Reason
+from workers import heartbeat
+
+RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
+"""Seconds between tries to reach the broker."""
+
+log = logging.getLogger(__name__)
+
+
+class PatientConsumer(Consumer):  # type: ignore[misc]
+    """The consumer of every worker."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        """Without Celery's delayed delivery, which declares 28 queues: no message of ours carries an ETA."""
+
+        default_steps = tuple(step for step in Consumer.Blueprint.default_steps if "delayed_delivery" not in step)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # workers need not know each other: less talk, and a start that is a second quicker
+        super().__init__(*args, **kwargs | {"without_mingle": True, "without_gossip": True})
+
+    def ensure_connected(self, conn: Any) -> Any:
+        failing = False
+
+        def say_once(exc: Exception, _interval: float) -> None:
+            nonlocal failing
+            if not failing:
+                log.warning("the broker is away, this worker tries each second: %s", exc)
+            failing = True
+
+        connected = conn.ensure_connection(say_once, None, callback=maybe_shutdown, **RECONNECT)
+        self.first_connection_attempt = False
+        if failing:
+            log.info("the broker is back")
+        return connected
+
+    def create_task_handler(self, **kwargs: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(**kwargs)
+
+        def receive(message: Any) -> None:
+            try:
+                handle(message)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as exc:  # noqa: BLE001 - whatever a stranger sends must not end the worker
+                self.park(message, exc)
+
+        return receive
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self.park(message, exc)
+
+    def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
+        self.park(message, exc)
+
+    def on_unknown_message(self, _body: Any, message: Any) -> None:
+        self.park(message, ValueError("not a task message"))
+
+    def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
+        self.park(message, LookupError(f"no target {message.headers.get('task')!r} on this worker"))
+
+    def park(self, message: Any, exc: Exception) -> None:
+        """Puts a message into the dead-letter queue with its bytes, and fails the run that it stood for."""
+        log.error("a message is parked in %s: %s: %s", DEAD_LETTERS, type(exc).__name__, exc)
+        if broker.celery_app.connection().transport_cls.startswith("redis"):
+            message.channel.basic_publish(message.serializable(), exchange="", routing_key=DEAD_LETTERS)
+            message.ack_log_error(log, self.connection_errors)
+        else:
+            message.reject_log_error(log, self.connection_errors)
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        try:
+            ticket = Ticket.decode(headers.get(messages.HEADER))
+        except messages.TicketError:
+            return
+        error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
+        heartbeat.defer(lambda: _reject(ticket, self.hostname, error))
+
+
+def _reject(ticket: Ticket, worker: str, error: dict[str, Any]) -> None:
+    with db.transaction() as session:
+        if runs.claim(session, ticket, worker):
+            runs.fail(session, ticket, Reason.REJECTED, error, draw=0.5)

@@ -1,0 +1,240 @@
+"""Claim, call, record: what a worker does with a run, for any target.
+
+A message without a ticket is an ordinary Celery call and runs unrecorded.
+"""
+
+import json
+import logging
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+from celery import Task
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostError
+from celery.worker.request import Request
+from sqlalchemy.orm import Session
+
+from app import db, errors, messages, runs
+from app.messages import Ticket
+from app.states import Reason
+from workers import heartbeat
+
+MAX_RESULT = 64 * 1024
+MAX_TRACEBACK = 16 * 1024
+MAX_MESSAGE = 4 * 1024
+
+CLAIM_PATIENCE = timedelta(seconds=60)
+"""How long a worker waits for PostgreSQL before it gives an unclaimed message back to the broker."""
+
+RECORD_PATIENCE = timedelta(minutes=10)
+"""How long it holds on to an outcome that cannot be recorded. Then the run counts as lost and is tried again."""
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+
+class RecordedRequest(Request):  # type: ignore[misc]
+    """A message in the worker's main process, which learns of what its child can no longer record itself."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 - Celery's own
+        super().on_timeout(soft, timeout)
+        if not soft:
+            message = f"It did not end within {timeout:g} s and its process was killed."
+            self._record(Reason.TIMEOUT, {"type": "TimeLimitExceeded", "message": message, "traceback": None})
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
+        super().on_failure(exc_info, send_failed_event, return_ok)
+        if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), WorkerLostError):
+            self._record(Reason.LOST, runs.LOST)
+
+    def _record(self, reason: Reason, error: dict[str, Any]) -> None:
+        ticket = ticket_of(self._request_dict.get(messages.HEADER))
+        if ticket is not None:
+            heartbeat.defer(lambda: _record_failure(ticket, reason, error))
+
+
+class RecordedTask(Task):  # type: ignore[misc]
+    """The class of every target in our workers."""
+
+    Request = "workers.execution:RecordedRequest"
+    throws = (Exception,)
+    """What a target raises is expected: the record holds it, Celery's log need not tell it again."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.request.called_directly:
+            return super().__call__(*args, **kwargs)
+        raw = (self.request.headers or {}).get(messages.HEADER)
+        if raw is None:
+            return self._run_unrecorded(*args, **kwargs)
+        try:
+            ticket = Ticket.decode(raw)
+        except messages.TicketError as exc:
+            raise Reject(exc, requeue=False) from exc  # dead-lettered with its bytes
+        return execute(ticket, self.request.hostname, lambda: self.run(*args, **kwargs))
+
+    def _run_unrecorded(self, *args: Any, **kwargs: Any) -> Any:
+        _soft_limit.install()
+        try:
+            with _soft_limit.armed():
+                return self.run(*args, **kwargs)
+        except Exception:
+            log.exception("%s failed, called by a message that is no run's", self.name)
+            raise
+
+
+class _SoftLimit:
+    """The soft time limit strikes while a target runs, and only then.
+
+    Billiard raises it wherever the process happens to be; in the middle of a claim or a record it would
+    leave a connection in pieces. So here the signal counts only while it is armed. One that came too early
+    strikes as soon as it is armed; one that comes after the target's end changes nothing any more.
+    """
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        self.is_armed = False
+        self.struck = False
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        if self.struck:
+            self.struck = False
+            raise SoftTimeLimitExceeded
+        self.is_armed = True
+        try:
+            yield
+        finally:
+            self.is_armed = False
+
+    def install(self) -> None:
+        """Begins a message: takes the signal over, once in each process, and forgets the last message's."""
+        if self.pid != os.getpid() and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._strike)
+            self.pid = os.getpid()
+        self.struck = False
+
+    def _strike(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.is_armed:
+            self.is_armed = False
+            raise SoftTimeLimitExceeded
+        self.struck = True
+
+
+_soft_limit = _SoftLimit()
+
+
+def ticket_of(raw: object) -> Ticket | None:
+    """The ticket in a message's header, or None where there is none that can be read."""
+    try:
+        return Ticket.decode(raw)
+    except messages.TicketError:
+        return None
+
+
+def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
+    """Claims the run, calls its target and records the outcome. Raises what the target raises, for Celery's events.
+
+    Raises Ignore where the run is not to be executed: claimed already, cancelled, or superseded.
+    """
+    _soft_limit.install()
+    if not _claim(ticket, worker):
+        raise Ignore
+    try:
+        with _soft_limit.armed():
+            result = call()
+    except SoftTimeLimitExceeded as exc:
+        _record_failure(ticket, Reason.TIMEOUT, describe(exc, "It did not end within its timeout."))
+        raise
+    except Exception as exc:
+        _record_failure(ticket, Reason.ERROR, describe(exc))
+        raise
+    if not _insist(lambda session: runs.succeed(session, ticket, cut(result)), RECORD_PATIENCE):
+        log.warning("the result of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
+    return result
+
+
+def describe(exc: BaseException, message: str | None = None) -> dict[str, Any]:
+    """An error as it is stored: without the zero bytes that PostgreSQL refuses, and cut where it is too large."""
+    trace = "".join(traceback.format_exception(exc))
+    return {
+        "type": type(exc).__name__,
+        "message": _clean(message or str(exc))[:MAX_MESSAGE],
+        "traceback": _clean(trace)[-MAX_TRACEBACK:],
+    }
+
+
+def cut(result: Any) -> Any:
+    """A result as it is stored: JSON, and cut where it is over MAX_RESULT bytes, saying so."""
+    try:
+        text = _clean_json(json.dumps(result, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(_clean(repr(result)))
+    size = len(text.encode())
+    if size > MAX_RESULT:
+        start = text.encode()[: MAX_RESULT - 1024].decode(errors="ignore")
+        return {"truncated": True, "size": size, "start": start}
+    return json.loads(text)
+
+
+def _claim(ticket: Ticket, worker: str) -> bool:
+    try:
+        return _insist(lambda session: runs.claim(session, ticket, worker), CLAIM_PATIENCE)
+    except errors.Unavailable as exc:
+        raise Reject(exc, requeue=True) from exc
+
+
+def _record_failure(ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
+    draw = random.random()  # noqa: S311 - spreads retries, guards nothing
+    state = _insist(lambda session: runs.fail(session, ticket, reason, error, draw), RECORD_PATIENCE)
+    if state is None:
+        log.warning("the failure of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
+    else:
+        log.warning("run %s is %s: attempt %d: %s", ticket.run, state, ticket.attempt, error["type"])
+
+
+def _insist(step: Callable[[Session], Answer], patience: timedelta) -> Answer:
+    """Does a step in a transaction, again and again while PostgreSQL is away. Raises Unavailable in the end.
+
+    A step whose commit was done but not heard of is seen as superseded when it is repeated, which is harmless.
+    """
+    end = time.monotonic() + patience.total_seconds()
+    pause = 0.05
+    while True:
+        try:
+            with db.transaction() as session:
+                return step(session)
+        except errors.Unavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "\N{SYMBOL FOR NULL}").encode(errors="replace").decode()
+
+
+def _clean_json(text: str) -> str:
+    """JSON without escaped zero bytes and lone surrogates, neither of which PostgreSQL stores."""
+    if "\\u0000" not in text and "\\ud" not in text:
+        return text
+    return json.dumps(_scrub(json.loads(text)))
+
+
+def _scrub(value: Any) -> Any:
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, list):
+        return [_scrub(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(key): _scrub(item) for key, item in value.items()}
+    return value

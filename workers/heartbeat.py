@@ -1,0 +1,105 @@
+"""What a worker's main process tells PostgreSQL, from a thread of its own: which runs go on, what it can run.
+
+One statement renews the heartbeats of all its runs. The thread also records what a killed child no longer
+can, so that Celery's event loop never waits for the database.
+"""
+
+import inspect
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery.worker import state
+from sqlalchemy.dialects.postgresql import insert
+
+from app import db, errors, messages, runs
+from app.broker import celery_app
+from app.messages import DEFAULT_QUEUE, Ticket
+from app.models import Target
+
+EVERY = 1.0
+"""Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
+
+OFFER_EVERY = 30
+"""Heartbeats between two announcements of what this worker can run."""
+
+log = logging.getLogger(__name__)
+
+_deferred: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+
+def defer(job: Callable[[], None]) -> None:
+    """Has the heartbeat's thread do a job that waits for the database."""
+    _deferred.put(job)
+
+
+class Heartbeat(threading.Thread):
+    """Beats until it is stopped, a last time after the pool has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.stopping = threading.Event()
+        self.beats = 0
+
+    def run(self) -> None:
+        while not self.stopping.wait(EVERY if self.beats else 0):
+            self.beat()
+        self.beat()
+
+    def beat(self) -> None:
+        """One beat: renew, do what was deferred, and now and then say what this worker can run."""
+        try:
+            renew(_tickets(state.active_requests))
+            while not _deferred.empty():
+                _deferred.get()()
+            if self.beats % OFFER_EVERY == 0:
+                offer(celery_app.tasks.values())
+            self.beats += 1
+        except errors.Unavailable:
+            log.warning("PostgreSQL is away: heartbeats are renewed when it is back")
+        except Exception:
+            log.exception("a heartbeat failed, the next one follows")
+
+
+def renew(tickets: list[Ticket]) -> None:
+    """Renews the heartbeats of these runs."""
+    if tickets:
+        with db.transaction() as session:
+            runs.renew(session, tickets)
+
+
+def offer(targets: Iterable[Any]) -> None:
+    """Publishes what this worker can run. Celery's own tasks and our calls are no targets."""
+    rows = [_offered(task) for task in targets if not task.name.startswith(("celery.", "punctual."))]
+    if not rows:
+        return
+    statement = insert(Target)
+    replaced = {name: statement.excluded[name] for name in ("signature", "documentation", "last_seen_at")}
+    with db.transaction() as session:
+        seen = {"last_seen_at": db.now(session)}
+        # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
+        ordered = [row | seen for row in sorted(rows, key=lambda row: row["name"])]
+        session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=replaced), ordered)
+
+
+def _offered(task: Any) -> dict[str, str]:
+    return {
+        "name": task.name,
+        "queue": getattr(task, "queue", None) or DEFAULT_QUEUE,
+        "signature": str(inspect.signature(task.run)),
+        "documentation": (inspect.getdoc(task.run) or "").partition("\n\n")[0],
+    }
+
+
+def _tickets(requests: Iterable[Any]) -> list[Ticket]:
+    """The tickets of the requests that a child works on. The set may change meanwhile: it is copied first."""
+    found = []
+    for request in tuple(requests):
+        raw = request.request_dict.get(messages.HEADER)
+        try:
+            found.append(Ticket.decode(raw))
+        except messages.TicketError:
+            continue
+    return found

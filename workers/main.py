@@ -1,0 +1,55 @@
+"""The worker process: `celery -A workers.main:celery_app worker`. Also what Flower loads to watch it."""
+
+from typing import Any
+from uuid import uuid4
+
+from celery import signals
+
+from app import db, logs, settings
+from app.broker import celery_app, declare
+from workers.execution import RecordedTask
+from workers.heartbeat import Heartbeat
+
+BUILT_IN = ("workers.targets.debug", "workers.targets.http")
+
+celery_app.task_cls = RecordedTask
+celery_app.conf.update(
+    imports=(*BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
+    worker_consumer="workers.consumer:PatientConsumer",
+)
+
+_heartbeat = Heartbeat()
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(**_: Any) -> None:
+    logs.configure()
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
+def _name(instance: Any, **_: Any) -> None:
+    """Makes the node's name unique: a name that is used twice locks the second worker out of its own queue."""
+    name, _, host = instance.hostname.partition("@")
+    instance.hostname = f"{name}-{uuid4().hex[:6]}@{host}"
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _declare(**_: Any) -> None:
+    declare()
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _forget_the_parents_connections(**_: Any) -> None:
+    db.forget()
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _start(**_: Any) -> None:
+    _heartbeat.start()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    _heartbeat.stopping.set()
+    if _heartbeat.is_alive():
+        _heartbeat.join(timeout=5)

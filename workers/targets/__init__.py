@@ -1,0 +1,1 @@
+"""The targets that come with Punctual: one file each, found by their name."""
