@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -103,3 +104,80 @@ def rabbitmq() -> str:
     url = GIVEN["BROKER_URL"] or ""
     need("RabbitMQ: set BROKER_URL to an amqp:// address", there=url.startswith("amqp"))
     return url
+
+
+@pytest.fixture
+def fields():
+    """Makes the fields of a task, as `schemas.TaskSchema` would load them."""
+
+    def make(**changed):
+        return {
+            "name": None,
+            "description": "",
+            "labels": {},
+            "target": "debug.echo",
+            "args": [],
+            "kwargs": {},
+            "queue": "default",
+            "priority": 5,
+            "schedule": {"type": "interval", "every": 60},
+            "starts_at": None,
+            "ends_at": None,
+            "max_runs": None,
+            "jitter": timedelta(0),
+            "overlap": "allow",
+            "catchup": {"policy": "latest", "window": None},
+            "retry": {
+                "max_attempts": 1,
+                "backoff": timedelta(seconds=5),
+                "backoff_max": timedelta(minutes=10),
+                "jitter": False,
+            },
+            "timeout": timedelta(minutes=5),
+        } | changed
+
+    return make
+
+
+class Outbox:
+    """Stands where the broker's publisher stands: keeps what it was given, and takes it or not, as told."""
+
+    def __init__(self):
+        self.sent = []
+        self.takes = True
+
+    def publish(self, batch):
+        self.sent += batch
+        return list(batch) if self.takes else []
+
+    @property
+    def runs(self) -> list[UUID]:
+        return [message.ticket.run for message in self.sent]
+
+
+@pytest.fixture
+def outbox():
+    return Outbox()
+
+
+@pytest.fixture
+def statements():
+    """Collects the SQL that is sent within it."""
+    from sqlalchemy import event  # noqa: PLC0415
+
+    from app import db  # noqa: PLC0415
+
+    @contextmanager
+    def collect():
+        seen = []
+
+        def note(_connection, _cursor, statement, *_):
+            seen.append(statement)
+
+        event.listen(db.engine(), "before_cursor_execute", note)
+        try:
+            yield seen
+        finally:
+            event.remove(db.engine(), "before_cursor_execute", note)
+
+    return collect

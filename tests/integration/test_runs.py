@@ -1,0 +1,193 @@
+"""A run's moves: each from the states that allow it, by the attempt that it speaks for, once."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, update
+
+from app import db, dispatch, errors, runs, states, tasks
+from app.messages import Ticket
+from app.models import Attempt, Run
+from app.states import Reason, RunState
+
+pytestmark = pytest.mark.usefixtures("database")
+
+ERROR = {"type": "RuntimeError", "message": "no", "traceback": None}
+RETRY = {"backoff": timedelta(0), "backoff_max": timedelta(0), "jitter": False}
+
+
+@pytest.fixture
+def ticket(fields, outbox):
+    """A queued run of a task that is tried three times."""
+    with db.transaction() as session:
+        task = tasks.create(
+            session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 3} | RETRY)
+        )
+    dispatch.fire(outbox.publish, [task.id])
+    return outbox.sent.pop().ticket
+
+
+def again(ticket):
+    return Ticket(task=ticket.task, run=ticket.run, slot=ticket.slot, attempt=ticket.attempt + 1)
+
+
+def do(move, *args):
+    with db.transaction() as session:
+        return move(session, *args)
+
+
+def reread(ticket):
+    with db.transaction() as session:
+        return session.scalars(select(Run).where(Run.id == ticket.run)).one()
+
+
+def attempts(ticket):
+    with db.transaction() as session:
+        found = session.scalars(select(Attempt).where(Attempt.run_id == ticket.run).order_by(Attempt.attempt))
+        return list(found)
+
+
+def test_a_run_is_claimed_once(ticket):
+    assert do(runs.claim, ticket, "one@host")
+    assert not do(runs.claim, ticket, "two@host")
+    run = reread(ticket)
+    assert (run.state, run.worker) == (RunState.RUNNING, "one@host")
+    assert run.started_at == run.attempt_started_at == run.heartbeat_at >= run.scheduled_for
+
+
+def test_a_result_is_recorded_once(ticket):
+    do(runs.claim, ticket, "one@host")
+    assert do(runs.succeed, ticket, {"n": 1})
+    assert not do(runs.succeed, ticket, {"n": 2})
+    assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
+    run = reread(ticket)
+    assert (run.state, run.result, run.error) == (RunState.SUCCEEDED, {"n": 1}, None)
+
+
+def test_a_run_that_nobody_claimed_has_no_result(ticket):
+    assert not do(runs.succeed, ticket, {})
+    assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
+
+
+def test_a_late_confirm_does_not_take_a_claimed_run_back(ticket):
+    do(runs.claim, ticket, "one@host")
+    do(runs.mark_queued, [ticket])
+    assert reread(ticket).state == RunState.RUNNING
+
+
+def test_a_failed_attempt_is_kept_and_the_next_one_follows(ticket):
+    do(runs.claim, ticket, "one@host")
+    assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) == RunState.RETRYING
+    [message] = do(runs.take_retries)
+    assert message.ticket == again(ticket)
+    [past] = attempts(ticket)
+    assert (past.attempt, past.worker, past.outcome, past.error) == (1, "one@host", "failed", ERROR)
+    first_start = reread(ticket).started_at
+    do(runs.claim, message.ticket, "two@host")
+    run = reread(ticket)
+    assert run.started_at == first_start < run.attempt_started_at  # lateness is the first attempt's
+
+
+def test_the_last_attempt_fails_the_run(ticket):
+    for number in range(3):
+        assert do(runs.claim, ticket, "one@host")
+        state = do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5)
+        if number < 2:
+            [message] = do(runs.take_retries)
+            ticket = message.ticket
+    assert state == RunState.FAILED
+    run = reread(ticket)
+    assert (run.state, run.reason, run.attempt, run.error) == (RunState.FAILED, Reason.ERROR, 3, ERROR)
+    assert len(attempts(ticket)) == 2
+
+
+def test_a_retry_waits_for_its_time(ticket):
+    do(runs.claim, ticket, "one@host")
+    do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5)
+    with db.transaction() as session:
+        session.execute(update(Run).values(retry_at=db.now(session) + timedelta(seconds=60)))
+    assert do(runs.take_retries) == []
+
+
+def test_a_superseded_attempt_moves_nothing(ticket):
+    do(runs.claim, ticket, "one@host")
+    with db.transaction() as session:
+        session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
+    assert do(runs.rescue_lost) == (1, 0)
+    [message] = do(runs.take_retries)
+    do(runs.claim, message.ticket, "two@host")
+    assert not do(runs.succeed, ticket, {"from": "the dead"})
+    assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
+    assert not do(runs.claim, ticket, "one@host")
+    assert do(runs.succeed, message.ticket, {})
+    assert [past.outcome for past in attempts(ticket)] == ["lost"]
+
+
+def test_a_run_whose_worker_is_gone_three_times_has_failed(ticket):
+    for _ in range(3):
+        do(runs.claim, ticket, "one@host")
+        with db.transaction() as session:
+            session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
+        rescued = do(runs.rescue_lost)
+        ticket = next((message.ticket for message in do(runs.take_retries)), ticket)
+    assert rescued == (0, 1)
+    run = reread(ticket)
+    assert (run.state, run.reason, run.error["type"]) == (RunState.FAILED, Reason.LOST, "WorkerLost")
+
+
+def test_a_heartbeat_keeps_a_run_from_being_lost(ticket):
+    do(runs.claim, ticket, "one@host")
+    with db.transaction() as session:
+        session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
+    do(runs.renew, [ticket])
+    assert do(runs.rescue_lost) == (0, 0)
+
+
+def test_a_waiting_run_is_cancelled_and_never_starts(ticket):
+    with db.transaction() as session:
+        run = runs.cancel(session, db.now(session), ticket.run)
+    assert (run.state, run.reason) == (RunState.CANCELLED, Reason.BY_USER)
+    assert not do(runs.claim, ticket, "one@host")
+
+
+def test_a_running_run_is_not_a_waiting_one(ticket):
+    do(runs.claim, ticket, "one@host")
+    with pytest.raises(errors.Conflict, match="this one is running"), db.transaction() as session:
+        runs.cancel(session, db.now(session), ticket.run)
+
+
+def test_deleting_a_task_cancels_what_waits_of_it(ticket):
+    with db.transaction() as session:
+        tasks.delete(session, db.now(session), ticket.task)
+    run = reread(ticket)
+    assert (run.state, run.reason) == (RunState.CANCELLED, Reason.TASK_DELETED)
+
+
+def test_a_queued_run_that_vanished_is_sent_again_under_the_same_attempt(ticket):
+    assert do(runs.take_vanished, "default") == []  # a moment ago it was confirmed
+    with db.transaction() as session:
+        session.execute(update(Run).values(published_at=Run.published_at - runs.SENDING))
+    [message] = do(runs.take_vanished, "default")
+    assert message.ticket == ticket
+    assert reread(ticket).state == RunState.PENDING
+
+
+def test_a_manual_run_carries_its_own_arguments(ticket):
+    with db.transaction() as session:
+        run = tasks.run(session, db.now(session), ticket.task, ["a"], None)
+    [message] = do(runs.take_run, run.id)
+    assert (message.args, message.kwargs, run.trigger) == (["a"], {}, "manual")
+    assert do(runs.take_run, run.id) == []  # it is being sent
+
+
+def test_two_manual_runs_in_one_microsecond_are_two_runs(ticket):
+    with db.transaction() as session:
+        now = db.now(session)
+        first, second = (tasks.run(session, now, ticket.task, None, None) for _ in range(2))
+    assert first.id != second.id
+    assert first.scheduled_for < second.scheduled_for
+
+
+def test_the_table_of_moves_names_every_state_that_is_not_final():
+    assert states.MOVES.keys() == states.OPEN
+    assert all(source in states.MOVES for to in RunState for source in states.sources(to))
