@@ -7,6 +7,7 @@ session and emptied for each test; the broker's vhost and the Redis database are
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -181,3 +182,43 @@ def statements():
             event.remove(db.engine(), "before_cursor_execute", note)
 
     return collect
+
+
+@pytest.fixture
+def redis_client(migrated):
+    """A client of the tests' Redis, emptied."""
+    from app import bell  # noqa: PLC0415
+
+    client = bell.connect()
+    client.flushdb()
+    with closing(client):
+        yield client
+
+
+@pytest.fixture
+def publisher(migrated, rabbitmq):
+    """A publisher on RabbitMQ, with its queues empty."""
+    from app import broker  # noqa: PLC0415
+
+    made = broker.Publisher()
+    broker.declare()
+    with broker.celery_app.connection_for_write() as connection:
+        for name in ("default", "punctual", "punctual.dead", "test.lost"):
+            connection.default_channel.queue_delete(name)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def eventually():
+    """Polls until a look is true and returns what it saw; fails at the deadline."""
+    return poll
+
+
+def poll(look, within=10.0, every=0.02):
+    end = time.monotonic() + within
+    while not (seen := look()):
+        if time.monotonic() > end:
+            pytest.fail(f"not within {within} s: {seen!r}")
+        time.sleep(every)
+    return seen

@@ -1,0 +1,96 @@
+"""Confirmed publishing on RabbitMQ: what is returned is what the broker has."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from app import broker
+from app.messages import DEAD_LETTERS, Message, Ticket
+
+
+def message(queue="default", **changed):
+    ticket = Ticket(task=uuid4(), run=uuid4(), slot=datetime.now(UTC), attempt=1)
+    made = {"ticket": ticket, "target": "debug.echo", "queue": queue, "priority": 5, "args": [1], "kwargs": {"n": 2}}
+    return Message(**made | {"timeout": timedelta(seconds=300)} | changed)
+
+
+def take(queue):
+    """The next message of a queue, or None."""
+    with broker.celery_app.connection_for_read() as connection:
+        return connection.default_channel.basic_get(queue, no_ack=True)
+
+
+def test_a_batch_is_confirmed_and_counted(publisher):
+    batch = [message() for _ in range(1000)]
+    assert publisher.publish(batch) == batch
+    assert broker.depth("default") == 1000
+
+
+def test_a_message_is_an_ordinary_celery_message_with_a_ticket(publisher):
+    sent = message()
+    publisher.publish([sent])
+    got = take("default")
+    assert json.loads(got.body) == [[1], {"n": 2}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    headers = got.headers
+    assert (headers["task"], headers["id"]) == ("debug.echo", str(sent.ticket.run))
+    assert headers["timelimit"] == [305, 300]
+    assert headers["eta"] is headers["expires"] is None
+    assert Ticket.decode(headers["punctual"]) == sent.ticket
+    assert got.properties["delivery_mode"] == 2
+
+
+def test_a_queue_that_is_gone_returns_its_messages_and_is_declared_again(publisher):
+    publisher.publish([message()])
+    with broker.celery_app.connection_for_write() as connection:
+        connection.default_channel.queue_delete("default")
+    lost, kept = message(), message("punctual")
+    assert publisher.publish([lost, kept]) == [kept]
+    assert publisher.publish([lost]) == [lost]
+    assert broker.depth("default") == 1
+
+
+def test_a_queue_with_other_arguments_takes_its_own_messages_only(publisher):
+    with broker.celery_app.connection_for_write() as connection:
+        connection.default_channel.queue_declare("test.lost", durable=True, auto_delete=False)
+    foreign, ours = message("test.lost"), message()
+    assert publisher.publish([foreign, ours]) == [ours]
+    with broker.celery_app.connection_for_write() as connection:
+        connection.default_channel.queue_delete("test.lost")
+
+
+def test_a_broken_connection_confirms_nothing_and_the_next_batch_makes_a_new_one(publisher):
+    publisher.publish([message()])
+    publisher.connection.connection.transport.sock.close()
+    batch = [message() for _ in range(3)]
+    assert publisher.publish(batch) == []
+    assert publisher.publish(batch) == batch
+
+
+def test_a_confirm_that_does_not_come_is_not_taken_for_one(publisher, monkeypatch):
+    monkeypatch.setattr(broker, "CONFIRM_TIMEOUT", 0.2)
+    publisher.publish([message()])
+    publisher.channel.events["basic_ack"].clear()  # the ack is lost on its way
+    batch = [message() for _ in range(3)]
+    assert publisher.publish(batch) == []
+    assert publisher.connection is None
+    assert publisher.publish(batch) == batch
+
+
+def test_a_rejected_message_ends_in_the_dead_letter_queue_with_its_bytes(publisher, eventually):
+    broker.declare()
+    publisher.publish([message()])
+    with broker.celery_app.connection_for_read() as connection:
+        got = connection.default_channel.basic_get("default")
+        connection.default_channel.basic_reject(got.delivery_tag, requeue=False)
+        body = got.body
+    dead = eventually(lambda: take(DEAD_LETTERS))
+    assert dead.body == body
+    assert dead.headers["punctual"]
+
+
+@pytest.mark.parametrize(("given", "sent"), [(0, 0), (4, 4), (5, 4), (6, 6), (9, 9)])
+def test_only_a_priority_above_the_usual_one_counts_as_high_on_rabbitmq(publisher, given, sent):
+    publisher.publish([message(priority=given)])
+    assert take("default").properties["priority"] == sent
