@@ -1,0 +1,24 @@
+"""All arithmetic of time: which slots a schedule has. Pure: reads no clock, writes nothing.
+
+Only this package knows time zones. Everything that goes in or comes out is aware UTC.
+"""
+
+from app.schedules.cautions import warnings
+from app.schedules.kinds import Cron, Interval, Now, Once, Rrule, Schedule
+from app.schedules.reading import dump, parse
+from app.schedules.timetable import Timetable
+from app.schedules.words import describe
+
+__all__ = [
+    "Cron",
+    "Interval",
+    "Now",
+    "Once",
+    "Rrule",
+    "Schedule",
+    "Timetable",
+    "describe",
+    "dump",
+    "parse",
+    "warnings",
+]

@@ -1,0 +1,152 @@
+"""Punctual as its operators run it: the processes of the Procfile, against real stores."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+KEY = "punctual-test-key"
+ENDED = {"succeeded", "failed", "cancelled", "skipped"}
+
+
+def procfile():
+    """The command of each process type."""
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    return dict(re.match(r"(\w+): (.+)", line).groups() for line in lines if line.strip())
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def parse(moment):
+    return datetime.fromisoformat(moment)
+
+
+def at(seconds):
+    """The instant in `seconds` from now, as JSON."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+def poll(look, within=15.0, every=0.05):
+    """Polls until a look is true and returns what it saw; fails at the deadline."""
+    end = time.monotonic() + within
+    while not (seen := look()):
+        if time.monotonic() > end:
+            pytest.fail(f"not within {within} s: {seen!r}")
+        time.sleep(every)
+    return seen
+
+
+class Stack:
+    """Processes on one database, one Redis and one broker, and a client of their API."""
+
+    def __init__(self, stores, logs):
+        self.port = free_port()
+        self.logs = Path(logs)
+        self.env = (
+            {name: value for name, value in os.environ.items() if not name.startswith("PUNCTUAL_")}
+            | stores
+            | {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "HOST": "127.0.0.1",
+                "PORT": str(self.port),
+                "SECRET_KEY": "a key for tests only",
+                "PUNCTUAL_ADMIN_KEY": KEY,
+                "PUNCTUAL_HTTP_ALLOW_PRIVATE": "on",
+                "LOG_FORMAT": "console",
+            }
+        )
+        self.processes = {}
+        self.api = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}/api/v1", headers={"Authorization": f"Bearer {KEY}"}, timeout=10
+        )
+
+    def start(self, name, number=1, **env):
+        """Starts a process of the Procfile in a session of its own, as a supervisor would."""
+        log = (self.logs / f"{name}.{number}.log").open("ab")
+        command = ["bash", "-c", "exec " + procfile()[name].removeprefix("exec ")]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=self.env | env, stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+        self.processes[name, number] = process
+        return process
+
+    def start_all(self, beats=2):
+        self.start("web")
+        for number in range(1, beats + 1):
+            self.start("beat", number)
+        self.start("worker")
+        self.wait_ready()
+
+    def wait_ready(self):
+        poll(self._is_ready, within=60, every=0.2)
+
+    def _is_ready(self):
+        try:
+            if httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5).status_code != httpx.codes.OK:
+                return False
+            return any(target["name"] == "debug.echo" for target in self.api.get("/targets").json()["items"])
+        except httpx.TransportError:
+            return False
+
+    def stop(self, name, number=1, sig=signal.SIGTERM, within=20):
+        """Ends a process by a signal and waits for it; returns its exit code."""
+        process = self.processes.pop((name, number))
+        # a worker's children must outlive a polite signal to end their runs; a power cut takes them all
+        (os.killpg if sig == signal.SIGKILL else os.kill)(process.pid, sig)
+        try:
+            return process.wait(within)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            pytest.fail(f"{name} did not stop within {within} s of signal {sig}: {self.tail(name, number)}")
+
+    def stop_all(self):
+        for name, number in list(self.processes):
+            os.kill(self.processes[name, number].pid, signal.SIGTERM)
+        for name, number in list(self.processes):
+            self.stop(name, number)
+
+    def tail(self, name, number=1, lines=30):
+        return "\n".join((self.logs / f"{name}.{number}.log").read_text().splitlines()[-lines:])
+
+    def create(self, **fields):
+        """Registers a task; `debug.echo` where no target is named."""
+        answer = self.api.post("/tasks", json={"target": "debug.echo"} | fields)
+        assert answer.status_code == httpx.codes.CREATED, answer.text
+        return answer.json()
+
+    def runs(self, task, **query):
+        """All runs of a task, the oldest slot first."""
+        items, after = [], None
+        while True:
+            page = self.api.get(
+                f"/tasks/{task['id']}/runs", params={"limit": 200} | query | ({"after": after} if after else {})
+            )
+            assert page.status_code == httpx.codes.OK, page.text
+            items += page.json()["items"]
+            after = page.json()["next"]
+            if not after:
+                return items[::-1]
+
+    def ended(self, task, count=1, within=15.0):
+        """Waits until a task has `count` runs and all have ended; returns them."""
+
+        def look():
+            found = self.runs(task)
+            return found if len(found) >= count and all(run["state"] in ENDED for run in found) else None
+
+        return poll(look, within, every=0.1)

@@ -1,0 +1,148 @@
+"""The promise on the real stack: in time under load, after downtime, and when Redis is emptied."""
+
+import statistics
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+import redis
+from conftest import GIVEN
+from stack import at, parse, poll
+
+SECONDS = 30
+PER_SECOND = 20
+
+
+def quantile(values, share):
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def bulk(stack, items):
+    created = []
+    for start in range(0, len(items), 500):
+        answer = stack.api.post("/tasks/bulk", json={"items": items[start : start + 500]}, timeout=30)
+        assert answer.status_code == httpx.codes.CREATED, answer.text
+        created += answer.json()["items"]
+    return created
+
+
+def all_runs(stack, since):
+    found, after = [], None
+    while True:
+        query = {"since": since, "limit": 200} | ({"after": after} if after else {})
+        page = stack.api.get("/runs", params=query).json()
+        found += page["items"]
+        after = page["next"]
+        if not after:
+            return found
+
+
+def test_at_20_runs_per_second_of_every_kind_lateness_p99_is_under_a_second(stack):
+    start = datetime.now(UTC) + timedelta(seconds=4)
+    once = [
+        {"target": "debug.echo", "schedule": {"type": "once", "at": (start + timedelta(seconds=n / 16)).isoformat()}}
+        for n in range(16 * SECONDS)
+    ]
+    anchor = start.isoformat()
+    until = (start + timedelta(seconds=SECONDS)).isoformat()
+    recurring = [
+        {"target": "debug.echo", "overlap": "allow", "ends_at": until, "schedule": schedule}
+        for schedule in [
+            {"type": "interval", "every": 1, "anchor": anchor},
+            {"type": "interval", "every": 1, "anchor": anchor},
+            {"type": "rrule", "rule": "FREQ=SECONDLY", "starts": start.replace(microsecond=0).isoformat()},
+            {"type": "rrule", "rule": "FREQ=SECONDLY", "starts": start.replace(microsecond=0).isoformat()},
+            {"type": "cron", "expression": "* * * * *"},
+        ]
+    ]
+    tasks = bulk(stack, once + recurring)
+    mine = {task["id"] for task in tasks}
+    time.sleep(max(0.0, (start + timedelta(seconds=SECONDS) - datetime.now(UTC)).total_seconds()))
+
+    def settled():
+        found = [run for run in all_runs(stack, anchor) if run["task_id"] in mine]
+        done = all(run["state"] == "succeeded" for run in found)
+        return found if done and len(found) >= PER_SECOND * SECONDS - 4 else None
+
+    found = poll(settled, within=20, every=0.5)
+    late = [run["lateness_ms"] for run in found]
+    p50, p99 = statistics.median(late), quantile(late, 0.99)
+    print(f"\n{len(found)} runs in {SECONDS} s: lateness p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {max(late):.1f} ms")
+    assert len({(run["task_id"], run["scheduled_for"]) for run in found}) == len(found)
+    assert {run["task_id"] for run in found} >= {task["id"] for task in tasks[: len(once)]}
+    assert min(late) >= 0
+    assert p99 < 1000
+
+
+def test_an_emptied_redis_makes_no_run_late_and_is_filled_again(stack):
+    now = datetime.now(UTC)
+    schedules = [{"type": "once", "at": (now + timedelta(seconds=2 + n / 10)).isoformat()} for n in range(100)]
+    far = [{"type": "once", "at": (now + timedelta(days=1)).isoformat()}] * 500
+    tasks = bulk(stack, [{"target": "debug.echo", "schedule": schedule} for schedule in schedules + far])
+    with redis.Redis.from_url(GIVEN["REDIS_URL"]) as client:
+        entries = lambda: sum(client.zcard(key) for key in client.scan_iter("redbeat:*:schedule"))  # noqa: E731
+        poll(lambda: entries() >= 500)
+        time.sleep(max(0.0, (now + timedelta(seconds=5) - datetime.now(UTC)).total_seconds()))
+        client.flushall()
+        emptied = time.monotonic()
+        poll(lambda: entries() >= 500, within=5)
+        print(f"\n500 entries were back {time.monotonic() - emptied:.2f} s after FLUSHALL")
+    near = {task["id"] for task in tasks[:100]}
+
+    def settled():
+        found = [run for run in all_runs(stack, now.isoformat()) if run["task_id"] in near]
+        return found if len(found) == 100 and all(run["state"] == "succeeded" for run in found) else None
+
+    late = [run["lateness_ms"] for run in poll(settled, within=25, every=0.5)]
+    print(f"lateness across FLUSHALL: p50 {statistics.median(late):.1f} ms, max {max(late):.1f} ms")
+    assert max(late) < 10_000
+    for task in tasks:
+        stack.api.delete(f"/tasks/{task['id']}")
+
+
+def test_after_thirty_seconds_of_downtime_each_slot_is_accounted_for_once(stack):
+    every = {"target": "debug.echo", "overlap": "allow", "schedule": {"type": "interval", "every": 5}}
+    policies = {name: stack.create(catchup={"policy": name}, **every) for name in ("latest", "all", "none")}
+    missed = stack.create(schedule={"type": "once", "at": at(12)})
+    for task in policies.values():
+        poll(lambda task=task: stack.runs(task), within=15)
+    stack.stop_all()
+    down = datetime.now(UTC)
+    time.sleep(30)
+    stack.start_all()
+    up = datetime.now(UTC)
+    [run] = stack.ended(missed)
+    assert run["state"] == "succeeded"
+    expected = {"latest": ["succeeded"], "all": ["succeeded"] * 4, "none": ["skipped"] * 4}
+    for policy, task in policies.items():
+        poll(lambda task=task: stack.runs(task)[-1]["scheduled_for"] > up.isoformat(), within=15)
+        found = [run for run in stack.runs(task) if run["state"] in {"succeeded", "skipped"}]
+        slots = [parse(run["scheduled_for"]) for run in found]
+        accounted = sum(run["missed"] + 1 for run in found)
+        assert len(set(slots)) == len(slots)
+        assert accounted == round((slots[-1] - slots[0]).total_seconds() / 5) + 1, policy
+        gone = [r for r in found if down < parse(r["scheduled_for"]) < up - timedelta(seconds=12)]
+        if policy == "latest":
+            assert any(run["missed"] >= 2 for run in found)
+        else:
+            states = [run["state"] for run in gone]
+            assert states[: len(expected[policy])] == expected[policy], policy
+        stack.api.delete(f"/tasks/{task['id']}")
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_when_one_beat_ends_the_other_rings_its_buckets(stack, end):
+    task = stack.create(schedule={"type": "interval", "every": 0.5 + 0.5}, overlap="allow")
+    tasks = bulk(stack, [{"target": "debug.echo", "overlap": "allow", "schedule": task["schedule"]}] * 15)
+    poll(lambda: stack.runs(tasks[-1]))
+    stack.stop("beat", 1, **({"sig": 9} if end == "killed" else {}))
+    gone = datetime.now(UTC)
+    poll(lambda: parse(stack.runs(task)[-1]["scheduled_for"]) > gone + timedelta(seconds=7), within=20)
+    late = [run["lateness_ms"] for run in all_runs(stack, gone.isoformat()) if run["lateness_ms"] is not None]
+    print(f"\nafter a beat was {end}: {len(late)} runs, max lateness {max(late):.0f} ms")
+    assert max(late) < (1_000 if end == "stopped" else 6_000)
+    assert max(r["lateness_ms"] for r in stack.runs(task)[-3:] if r["lateness_ms"] is not None) < 1000
+    stack.start("beat", 1)
+    for one in [task, *tasks]:
+        stack.api.delete(f"/tasks/{one['id']}")
