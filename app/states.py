@@ -83,9 +83,7 @@ OPEN = WAITING | {RunState.RUNNING}
 MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.PENDING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED}),
     RunState.QUEUED: frozenset({RunState.PENDING, RunState.RUNNING, RunState.CANCELLED}),
-    RunState.RUNNING: frozenset(
-        {RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.PENDING, RunState.CANCELLED}
-    ),
+    RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING}),
     RunState.RETRYING: frozenset({RunState.PENDING, RunState.CANCELLED}),
 }
 """Every allowed move. What is not named here is final."""

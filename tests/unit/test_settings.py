@@ -1,0 +1,74 @@
+"""What the environment may say, and how a mistake in it is told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+GIVEN = {
+    "DATABASE_URL": "postgresql+psycopg://app:s3cret@db/punctual",
+    "REDIS_URL": "redis://cache/0",
+    "BROKER_URL": "amqp://app:s3cret@one//;amqp://app:s3cret@two//",
+}
+
+
+def test_defaults_stand_where_nothing_is_said():
+    read = Settings.read(GIVEN)
+    assert (read.PORT, read.PUNCTUAL_BUCKETS, read.PUNCTUAL_TASK_MODULES) == (8000, 16, ())
+
+
+def test_an_empty_value_counts_as_not_given():
+    assert Settings.read(GIVEN | {"PORT": ""}).PORT == 8000
+
+
+def test_modules_are_listed_with_commas():
+    assert Settings.read(GIVEN | {"PUNCTUAL_TASK_MODULES": "a, b.c,"}).PUNCTUAL_TASK_MODULES == ("a", "b.c")
+
+
+def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path):
+    secret = tmp_path / "key"
+    secret.write_text("from a file\n")
+    read = Settings.read(GIVEN | {"PUNCTUAL_ADMIN_KEY_FILE": str(secret)})
+    assert read.PUNCTUAL_ADMIN_KEY.get_secret_value() == "from a file"
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"PORT": "eighty"}, "PORT: Input should be a valid integer"),
+        ({"PORT": "70000"}, "PORT: Input should be less than or equal to 65535"),
+        ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ({"DATABASE_URL": "sqlite:///x"}, "DATABASE_URL: must start with postgresql+psycopg://"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL: is required"),
+        ({"PUNCTUAL_BUCKET": "8"}, "PUNCTUAL_BUCKET: there is no such setting"),
+        ({"PUNCTUAL_SHELL": "on"}, "PUNCTUAL_SHELL: is not available in this version"),
+        ({"SECRET_KEY_FILE": "/no/such/file"}, "SECRET_KEY_FILE: cannot be read"),
+        ({"SECRET_KEY_FILE": "/no/such/file", "SECRET_KEY": "x"}, "SECRET_KEY: given twice, also as SECRET_KEY_FILE"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_that_names_the_setting(changed, line):
+    with pytest.raises(ValueError, match="^[^\n]*$") as caught:
+        Settings.read(GIVEN | changed)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error():
+    assert "s3cret" not in repr(Settings.read(GIVEN))
+    with pytest.raises(ValueError, match="must start with") as caught:
+        Settings.read(GIVEN | {"DATABASE_URL": "mysql://app:s3cret@db"})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["beat.main", "workers.main", "web.main"])
+def test_a_process_ends_at_start_with_one_clear_line(module):
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | GIVEN | {"PORT": "eighty"}
+    code = f"import importlib; importlib.import_module('{module}').__dict__.get('app')"
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("punctual: PORT: ")
+    assert ended.stderr.count("\n") == 1
