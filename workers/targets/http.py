@@ -19,6 +19,12 @@ MAX_BODY = 16 * 1024
 
 TIMEOUT = 30.0
 
+EMBEDDING = [
+    ipaddress.ip_network(network)
+    for network in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+]
+"""IPv6 networks whose addresses stand for IPv4 ones, which a translator on the way may make private."""
+
 
 class AddressRefused(ValueError):
     """The URL leads to an address that `PUNCTUAL_HTTP_ALLOW_PRIVATE` keeps closed."""
@@ -56,8 +62,7 @@ class _Guard(httpcore.SyncBackend):
 def check(address: str) -> None:
     """Raises AddressRefused where the address is not one of the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
-    if not (ip.is_global and inner.is_global) or ip.is_multicast:
+    if not ip.is_global or ip.is_multicast or any(ip in network for network in EMBEDDING if ip.version == 6):
         raise AddressRefused(f"{address} is not a public address (see PUNCTUAL_HTTP_ALLOW_PRIVATE).")
 
 

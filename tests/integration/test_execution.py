@@ -1,0 +1,139 @@
+"""Claim, call, record: in this process, with a real PostgreSQL."""
+
+import os
+import signal
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore
+from sqlalchemy import select
+
+from app import db, dispatch, tasks
+from app.models import Run
+from app.states import Reason, RunState
+from workers import execution
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def ticket(fields, outbox):
+    with db.transaction() as session:
+        task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}))
+    dispatch.fire(outbox.publish, [task.id])
+    return outbox.sent.pop().ticket
+
+
+@pytest.fixture(autouse=True)
+def keep_the_signal():
+    kept = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, kept)
+    execution._soft_limit.pid = None
+
+
+def reread(ticket):
+    with db.transaction() as session:
+        return session.scalars(select(Run).where(Run.id == ticket.run)).one()
+
+
+def fail(exc):
+    def call():
+        raise exc
+
+    return call
+
+
+def test_a_result_is_returned_and_recorded(ticket):
+    assert execution.execute(ticket, "w@h", lambda: {"n": 1}) == {"n": 1}
+    run = reread(ticket)
+    assert (run.state, run.result, run.worker) == (RunState.SUCCEEDED, {"n": 1}, "w@h")
+
+
+def test_a_second_delivery_is_ignored_and_calls_nothing(ticket):
+    execution.execute(ticket, "w@h", lambda: 1)
+    called = []
+    with pytest.raises(Ignore):
+        execution.execute(ticket, "w@h", lambda: called.append(1))
+    assert called == []
+
+
+def test_an_error_is_raised_and_recorded_with_its_traceback(ticket):
+    with pytest.raises(ZeroDivisionError):
+        execution.execute(ticket, "w@h", lambda: 1 / 0)
+    run = reread(ticket)
+    assert (run.state, run.reason) == (RunState.FAILED, Reason.ERROR)
+    assert (run.error["type"], run.error["message"]) == ("ZeroDivisionError", "division by zero")
+    assert "Traceback" in run.error["traceback"]
+
+
+def test_the_soft_limit_strikes_the_target_and_is_recorded_as_a_timeout(ticket):
+    with pytest.raises(SoftTimeLimitExceeded):
+        execution.execute(ticket, "w@h", lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert reread(ticket).reason == Reason.TIMEOUT
+
+
+def test_a_soft_limit_that_strikes_after_the_target_changes_nothing(ticket, monkeypatch):
+    insist = execution._insist
+
+    def disturbed(step, patience):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return insist(step, patience)
+
+    def call():
+        monkeypatch.setattr(execution, "_insist", disturbed)
+        return "done"
+
+    assert execution.execute(ticket, "w@h", call) == "done"
+    assert reread(ticket).state == RunState.SUCCEEDED
+
+
+def test_a_soft_limit_that_strikes_before_the_target_ends_it_as_soon_as_it_is_called(ticket, monkeypatch):
+    claim = execution._claim
+
+    def disturbed(*args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return claim(*args)
+
+    monkeypatch.setattr(execution, "_claim", disturbed)
+    called = []
+    with pytest.raises(SoftTimeLimitExceeded):
+        execution.execute(ticket, "w@h", lambda: called.append(1))
+    assert called == []
+    assert reread(ticket).reason == Reason.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [
+        (None, None),
+        ({"a": [1, "x", None, True, 0.5]}, {"a": [1, "x", None, True, 0.5]}),
+        ("a\0b\ud800", "a\N{SYMBOL FOR NULL}b?"),
+        ({"k\0": ["\0"]}, {"k\N{SYMBOL FOR NULL}": ["\N{SYMBOL FOR NULL}"]}),
+        (float("nan"), "nan"),
+        ({1, 2}, "{1, 2}"),
+        (b"bytes", "b'bytes'"),
+    ],
+)
+def test_whatever_a_target_returns_can_be_stored(ticket, result, kept):
+    execution.execute(ticket, "w@h", lambda: result)
+    run = reread(ticket)
+    assert (run.state, run.result) == (RunState.SUCCEEDED, kept)
+
+
+def test_a_result_over_64_kib_is_cut_and_says_so(ticket):
+    execution.execute(ticket, "w@h", lambda: "x" * 100_000)
+    kept = reread(ticket).result
+    assert kept["truncated"] is True
+    assert kept["size"] == 100_002
+    assert len(kept["start"]) < execution.MAX_RESULT
+
+
+def test_whatever_a_target_raises_can_be_stored(ticket):
+    message = "\0\ud800" + "x" * 100_000
+    with pytest.raises(RuntimeError):
+        execution.execute(ticket, "w@h", fail(RuntimeError(message)))
+    error = reread(ticket).error
+    assert error["message"].startswith("\N{SYMBOL FOR NULL}?x")
+    assert len(error["message"]) == execution.MAX_MESSAGE
+    assert len(error["traceback"]) <= execution.MAX_TRACEBACK
