@@ -16,8 +16,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Integer, Text, Uuid, bindparam, func, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import DateTime, Integer, Text, Uuid, select, update
 from sqlalchemy.orm import Session
 
 from app import db, policies, runs, tasks
@@ -201,11 +200,8 @@ def _advance(session: Session, plans: Sequence[_Plan]) -> None:
     """Sets what is next for all tasks of the batch with one statement."""
     if not plans:
         return
-    columns = [
-        bindparam(None, list(values), type_=ARRAY(kind))
-        for values, kind in zip(zip(*(plan.after() for plan in plans), strict=True), AFTER.values(), strict=True)
-    ]
-    after = func.unnest(*columns).table_valued(*AFTER).render_derived(name="after")
+    columns = zip(AFTER.items(), zip(*(plan.after() for plan in plans), strict=True), strict=True)
+    after = db.rows("after", **{name: (kind, values) for (name, kind), values in columns})
     session.execute(
         update(Task)
         .where(Task.id == after.c.id)

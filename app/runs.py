@@ -10,11 +10,23 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
-from sqlalchemy import CursorResult, Select, func, insert, literal, select, tuple_, update
+from sqlalchemy import (
+    DateTime,
+    Select,
+    SmallInteger,
+    Uuid,
+    bindparam,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import errors, retry
+from app import db, errors, retry
 from app.messages import Message, Ticket
 from app.models import Attempt, Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Reason, RunState, Trigger
@@ -83,34 +95,20 @@ def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
     """Notes that the broker has taken these. A run that a worker has claimed meanwhile is left alone."""
     session.execute(
         update(Run)
-        .where(_is_one_of(tickets), Run.state == RunState.PENDING)
-        .values(state=RunState.QUEUED, published_at=func.clock_timestamp())
+        .where(_are(tickets), Run.state == RunState.PENDING)
+        .values(state=RunState.QUEUED, published_at=func.statement_timestamp())
+        .execution_options(synchronize_session=False)
     )
 
 
 def claim(session: Session, ticket: Ticket, worker: str) -> bool:
     """Takes the run for this worker. False: it was taken, cancelled, or superseded; the message is to be dropped."""
-    now = func.clock_timestamp()
-    return _moved(
-        session,
-        _this(ticket, CLAIMABLE).values(
-            state=RunState.RUNNING,
-            worker=worker,
-            started_at=func.coalesce(Run.started_at, now),
-            attempt_started_at=now,
-            heartbeat_at=now,
-        ),
-    )
+    return _moved(session, _CLAIM, ticket, a_worker=worker)
 
 
 def succeed(session: Session, ticket: Ticket, result: Any) -> bool:
     """Records the outcome of a run that returned. False: this attempt was superseded, the result is refused."""
-    return _moved(
-        session,
-        _this(ticket, {RunState.RUNNING}).values(
-            state=RunState.SUCCEEDED, result=result, error=None, finished_at=func.clock_timestamp()
-        ),
-    )
+    return _moved(session, _SUCCEED, ticket, a_result=result)
 
 
 def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any], draw: float) -> RunState | None:
@@ -145,9 +143,9 @@ def _end_attempt(
     values: dict[str, Any] = {"error": error, "reason": reason}
     if ticket.attempt < task.max_attempts:
         _keep_attempt(session, ticket, error, reason)
-        values |= {"state": RunState.RETRYING, "retry_at": func.clock_timestamp() + delay}
+        values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
     else:
-        values |= {"state": RunState.FAILED, "finished_at": func.clock_timestamp()}
+        values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
     session.execute(update(Run).where(*_fence(ticket)).values(values).execution_options(synchronize_session=False))
     return RunState(values["state"])
 
@@ -181,8 +179,9 @@ def renew(session: Session, tickets: Sequence[Ticket]) -> None:
     """Renews the heartbeats of all runs of a worker with one statement."""
     session.execute(
         update(Run)
-        .where(_is_one_of(tickets), Run.state == RunState.RUNNING)
-        .values(heartbeat_at=func.clock_timestamp())
+        .where(_are(tickets), Run.state == RunState.RUNNING)
+        .values(heartbeat_at=func.statement_timestamp())
+        .execution_options(synchronize_session=False)
     )
 
 
@@ -199,7 +198,7 @@ def take_pending(session: Session, limit: int = BATCH) -> list[Message]:
 def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
     """Runs whose next attempt is due: made pending under the next attempt's number, as messages."""
     due = select(Run.id, Run.scheduled_for).where(
-        Run.state == RunState.RETRYING, Run.retry_at <= func.clock_timestamp()
+        Run.state == RunState.RETRYING, Run.retry_at <= func.statement_timestamp()
     )
     return _take(session, due.limit(limit), attempt=Run.attempt + 1, retry_at=None, reason=None)
 
@@ -209,10 +208,13 @@ def take_vanished(session: Session, queue: str, limit: int = BATCH) -> list[Mess
 
     A message that was not lost after all finds its run claimed, or is the first to claim it: either is fine.
     """
-    old = Run.published_at < func.clock_timestamp() - SENDING
+    old = Run.published_at < func.statement_timestamp() - SENDING
     return _take(
         session,
-        select(Run.id, Run.scheduled_for).where(Run.state == RunState.QUEUED, Run.queue == queue, old).limit(limit),
+        select(Run.id, Run.scheduled_for)
+        .where(Run.state == RunState.QUEUED, Run.queue == queue, old)
+        .order_by(Run.published_at)
+        .limit(limit),
     )
 
 
@@ -221,7 +223,7 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
     lost = session.execute(
         select(Run, Task)
         .join(Task, Task.id == Run.task_id)
-        .where(Run.state == RunState.RUNNING, Run.heartbeat_at < func.clock_timestamp() - LOST_AFTER)
+        .where(Run.state == RunState.RUNNING, Run.heartbeat_at < func.statement_timestamp() - LOST_AFTER)
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()
@@ -239,18 +241,19 @@ def open_tasks(session: Session, task_ids: Iterable[UUID]) -> set[UUID]:
 
 def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> list[Message]:
     """Makes the chosen runs pending and the caller's to send for SENDING seconds; returns their messages."""
-    keys = [tuple(row) for row in session.execute(chosen.with_for_update(skip_locked=True))]
+    keys = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
     if not keys:
         return []
     session.execute(
         update(Run)
-        .where(tuple_(Run.id, Run.scheduled_for).in_(keys))
-        .values({"state": RunState.PENDING, "published_at": func.clock_timestamp()} | values)
+        .where(_among(keys))
+        .values({"state": RunState.PENDING, "published_at": func.statement_timestamp()} | values)
+        .execution_options(synchronize_session=False)
     )
     rows = session.execute(
         select(Run, Task)
         .join(Task, Task.id == Run.task_id)
-        .where(tuple_(Run.id, Run.scheduled_for).in_(keys))
+        .where(_among(keys))
         .execution_options(populate_existing=True)
     )
     return [message(task, run) for run, task in rows]
@@ -274,7 +277,7 @@ def message(task: Any, run: Run | NewRun) -> Message:
 def _unsent(age: timedelta = timedelta(0)) -> Any:
     """Pending, and nobody set out to send it for `age`; one that nobody ever set out with counts from its firing."""
     since = func.coalesce(Run.published_at, Run.fired_at)
-    fresh = Run.published_at.is_(None) if not age else since < func.clock_timestamp() - age
+    fresh = Run.published_at.is_(None) if not age else since < func.statement_timestamp() - age
     return (Run.state == RunState.PENDING) & fresh
 
 
@@ -287,7 +290,7 @@ def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reaso
         Run.attempt,
         Run.worker,
         Run.attempt_started_at,
-        func.clock_timestamp(),
+        func.statement_timestamp(),
         literal(str(outcome)),
         literal(error, Attempt.error.type),
     ).where(*_fence(ticket))
@@ -312,15 +315,65 @@ def _fence(ticket: Ticket) -> tuple[Any, ...]:
     return Run.id == ticket.run, Run.scheduled_for == ticket.slot, Run.attempt == ticket.attempt
 
 
-def _this(ticket: Ticket, states: Iterable[RunState]) -> Any:
-    return update(Run).where(*_fence(ticket), Run.state.in_(states))
+def _among(keys: Sequence[tuple[UUID, datetime]]) -> Any:
+    """The condition that a run is one of these, by id and slot.
+
+    The keys come as arrays, so that each is one look-up; a list of tuples would be scanned for. The bounds
+    tell the planner which partitions can be left out.
+    """
+    ids, slots = zip(*keys, strict=True)
+    wanted = db.rows("wanted", id=(Uuid(), ids), slot=(DateTime(timezone=True), slots))
+    return (
+        (Run.id == wanted.c.id)
+        & (Run.scheduled_for == wanted.c.slot)
+        & Run.scheduled_for.between(min(slots), max(slots))
+    )
 
 
-def _is_one_of(tickets: Sequence[Ticket]) -> Any:
-    return tuple_(Run.id, Run.scheduled_for, Run.attempt).in_([(t.run, t.slot, t.attempt) for t in tickets])
+def _are(tickets: Sequence[Ticket]) -> Any:
+    """The condition that a run is at one of these attempts."""
+    ids, slots, attempts = zip(*((t.run, t.slot, t.attempt) for t in tickets), strict=True)
+    wanted = db.rows(
+        "wanted",
+        id=(Uuid(), ids),
+        slot=(DateTime(timezone=True), slots),
+        attempt=(SmallInteger(), attempts),
+    )
+    return (
+        (Run.id == wanted.c.id)
+        & (Run.scheduled_for == wanted.c.slot)
+        & (Run.attempt == wanted.c.attempt)
+        & Run.scheduled_for.between(min(slots), max(slots))
+    )
 
 
-def _moved(session: Session, statement: Any) -> bool:
-    result = session.execute(statement)
-    assert isinstance(result, CursorResult)
+def _moved(session: Session, statement: Any, ticket: Ticket, **values: Any) -> bool:
+    key = {"a_run": ticket.run, "a_slot": ticket.slot, "an_attempt": ticket.attempt}
+    result = session.connection().execute(statement, key | values)
     return result.rowcount == 1
+
+
+# The two moves of every run, built once: building them costs more than the round trip.
+_THIS = (
+    Run.id == bindparam("a_run"),
+    Run.scheduled_for == bindparam("a_slot"),
+    Run.attempt == bindparam("an_attempt"),
+)
+_CLAIM = (
+    update(Run)
+    .where(*_THIS, Run.state.in_(sorted(CLAIMABLE)))
+    .values(
+        state=RunState.RUNNING,
+        worker=bindparam("a_worker"),
+        started_at=func.coalesce(Run.started_at, func.statement_timestamp()),
+        attempt_started_at=func.statement_timestamp(),
+        heartbeat_at=func.statement_timestamp(),
+    )
+)
+_SUCCEED = (
+    update(Run)
+    .where(*_THIS, Run.state == RunState.RUNNING)
+    .values(
+        state=RunState.SUCCEEDED, result=bindparam("a_result"), error=null(), finished_at=func.statement_timestamp()
+    )
+)

@@ -116,16 +116,20 @@ class Chores:
         return again + dead >= runs.BATCH
 
     def resend_vanished(self) -> bool:
-        """Where more runs stand queued than the broker holds messages, a queue was purged or lost."""
+        """Where more runs stand queued than the broker holds messages, a queue was purged or lost.
+
+        The messages that it holds are those of the newest runs, so the oldest ones are without. Among them are
+        the few that a busy worker has fetched ahead: they are sent twice, and the second is dropped.
+        """
+        more = False
         for queue, queued in self._queued():
-            held = broker.depth(queue)
-            if held is None or held < queued:
+            gone = queued - (broker.depth(queue) or 0)
+            if gone > 0:
                 with db.transaction() as session:
-                    vanished = runs.take_vanished(session, queue)
-                if vanished:
-                    log.warning("queue %s holds %s messages for %d queued runs: sending again", queue, held, queued)
-                    dispatch.send(self.publisher.publish, vanished)
-        return False
+                    vanished = runs.take_vanished(session, queue, min(gone, runs.BATCH))
+                log.info("queue %s holds %d messages too few: sending them again", queue, gone)
+                more |= dispatch.send(self.publisher.publish, vanished) >= runs.BATCH
+        return more
 
     def _queued(self) -> list[tuple[str, int]]:
         """Runs per queue that have stood queued for longer than a worker's prefetch takes."""

@@ -3,6 +3,7 @@
 import signal
 from types import FrameType
 from typing import Any
+from uuid import uuid4
 
 from celery.signals import beat_init, setup_logging
 
@@ -24,6 +25,12 @@ celery_app.conf.update(
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
     logs.configure()
+
+
+@beat_init.connect  # type: ignore[untyped-decorator]
+def _name(sender: Any, **_: Any) -> None:
+    """Makes the node's name unique: a second beat of the same name is locked out of its control queue."""
+    sender.hostname = f"celerybeat-{uuid4().hex[:6]}@%h"
 
 
 @beat_init.connect  # type: ignore[untyped-decorator]

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
@@ -194,15 +194,21 @@ def _claim(ticket: Ticket, worker: str) -> bool:
 
 def _record_failure(ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
     draw = random.random()  # noqa: S311 - spreads retries, guards nothing
-    state = _insist(lambda session: runs.fail(session, ticket, reason, error, draw), RECORD_PATIENCE)
+    state = _insist(lambda session: runs.fail(session, ticket, reason, error, draw), RECORD_PATIENCE, db.transaction)
     if state is None:
         log.warning("the failure of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
     else:
         log.warning("run %s is %s: attempt %d: %s", ticket.run, state, ticket.attempt, error["type"])
 
 
-def _insist(step: Callable[[Session], Answer], patience: timedelta) -> Answer:
-    """Does a step in a transaction, again and again while PostgreSQL is away. Raises Unavailable in the end.
+def _insist(
+    step: Callable[[Session], Answer],
+    patience: timedelta,
+    begin: Callable[[], AbstractContextManager[Session]] = db.statement,
+) -> Answer:
+    """Does a step, one statement or a transaction, again and again while PostgreSQL is away.
+
+    Raises Unavailable when the patience is at its end.
 
     A step whose commit was done but not heard of is seen as superseded when it is repeated, which is harmless.
     """
@@ -210,7 +216,7 @@ def _insist(step: Callable[[Session], Answer], patience: timedelta) -> Answer:
     pause = 0.05
     while True:
         try:
-            with db.transaction() as session:
+            with begin() as session:
                 return step(session)
         except errors.Unavailable:
             if time.monotonic() > end:

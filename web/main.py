@@ -1,0 +1,46 @@
+"""The web app: puts its parts together. gunicorn serves it as `web.main:app`, which is made at first use."""
+
+from functools import cache
+from typing import Any
+
+import flask
+
+from app import settings
+from web import auth, docs, errors
+from web.api import health, runs, schedules, targets, tasks
+
+RESOURCES = (tasks, runs, schedules, targets, health)
+
+
+def create_app() -> flask.Flask:
+    """A web app of its own. Ends the process with one line where the environment lacks what it needs."""
+    auth.require_secrets()
+    app = flask.Flask("web", static_folder=None)
+    secret = settings.load().SECRET_KEY
+    app.config["SECRET_KEY"] = secret.get_secret_value() if secret else None
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # answers keep the contract's order
+    app.url_map.merge_slashes = False  # an address with a doubled slash is unknown, not redirected in HTML
+    auth.register(app)
+    errors.register(app)
+    app.after_request(harden)
+    api = docs.register(app)
+    for resource in RESOURCES:
+        api.register_blueprint(resource.blp)
+    return app
+
+
+def harden(response: flask.Response) -> flask.Response:
+    """Keeps browsers from guessing at types."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+@cache
+def _app() -> flask.Flask:
+    return create_app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return _app()
+    raise AttributeError(name)

@@ -1,0 +1,227 @@
+"""What only REST knows: queries, headers, the bodies of actions, pages and errors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import marshmallow as ma
+from marshmallow import fields, validate
+
+from app import errors
+from app.fields import Choice, Instant, JsonArray, JsonObject, Text, Whole
+from app.schemas import RunSchema, Schema, SizedSchema, TargetSchema, TaskSchema
+from app.states import RunState, TaskState
+
+MAX_BULK = 1000
+MAX_BULK_BODY = 8 * 1024 * 1024
+MAX_LIMIT = 200
+MAX_COUNT = 100
+CURSOR = 200
+"""Characters of a cursor, with room to spare."""
+
+
+class Digits(fields.Integer):
+    """An integer in a query: digits and nothing else that Python would read as one."""
+
+    default_error_messages = {"invalid": "Must be an integer."}  # noqa: RUF012
+
+    def __init__(self, low: int, high: int, **options: Any) -> None:
+        super().__init__(validate=validate.Range(min=low, max=high), **options)
+
+    def _validated(self, value: Any) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,9}", value):
+            raise self.make_error("invalid", input=value)
+        return int(value)
+
+
+class Label(Text):
+    """`key:value`, as a pair."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        key, colon, wanted = super()._deserialize(value, attr, data, **kwargs).partition(":")
+        if not (key and colon):
+            raise ma.ValidationError("Must be key:value.")
+        return key, wanted
+
+
+class Version(fields.String):
+    """The version that an If-Match header names; None where any will do, 0 where it can match none."""
+
+    def _deserialize(self, value: str, _attr: str | None, _data: Mapping[str, Any] | None, **_: Any) -> Any:
+        tag = value.strip()
+        if tag == "*":
+            return None
+        if not re.fullmatch(r'(W/)?"[\x21\x23-\x7e]*"', tag):
+            raise errors.Malformed('If-Match must be one ETag in its quotes, as an answer gave it: "3".')
+        ours = re.fullmatch(r'"([1-9][0-9]{0,9})"', tag)  # a weak tag never matches here, says RFC 9110
+        return int(ours[1]) if ours else 0
+
+
+class IfMatchSchema(Schema):
+    """The version that a change is meant for."""
+
+    version = Version(
+        data_key="If-Match",
+        load_default=None,
+        metadata={"description": "Changes nothing, and answers 412, unless this is still the task's ETag."},
+    )
+
+
+class PageQuerySchema(Schema):
+    """Which part of a list."""
+
+    limit = Digits(1, MAX_LIMIT, load_default=50)
+    after = Text(1, CURSOR, load_default=None, metadata={"description": "The `next` of the page before."})
+
+
+class TasksQuerySchema(PageQuerySchema):
+    """Which tasks."""
+
+    q = Text(1, 200, metadata={"description": "Part of a name or description."})
+    state = Choice(TaskState)
+    target = Text(1, 255)
+    label = Label(1, 400, metadata={"description": "`key:value`"})
+
+
+class TaskRunsQuerySchema(PageQuerySchema):
+    """Which runs of a task."""
+
+    state = Choice(RunState)
+    since = Instant(metadata={"description": "The earliest slot; write + as %2B."})
+    until = Instant(metadata={"description": "The latest slot."})
+
+
+class RunsQuerySchema(TaskRunsQuerySchema):
+    """Which runs."""
+
+    task_id = fields.UUID(error_messages={"invalid_uuid": "Must be a task's id, a UUID."})
+
+
+class CountQuerySchema(Schema):
+    """How many slots."""
+
+    count = Digits(1, MAX_COUNT, load_default=5)
+
+
+class BulkSchema(Schema):
+    """Tasks to be registered together."""
+
+    max_body = MAX_BULK_BODY
+    items = fields.List(
+        fields.Nested(TaskSchema),
+        required=True,
+        validate=validate.Length(min=1, max=MAX_BULK),
+        error_messages={"invalid": "Must be an array."},
+    )
+
+    @ma.pre_load
+    def _count(self, data: Any, **_: Any) -> Any:
+        """Counted before they are read: millions of broken items would keep a worker busy."""
+        items = data.get("items")
+        if isinstance(items, list) and len(items) > MAX_BULK:
+            raise ma.ValidationError(f"May hold {MAX_BULK} tasks at most.", "items")
+        return data
+
+
+class TasksSchema(Schema):
+    """Tasks that were registered together."""
+
+    items = fields.List(fields.Nested(TaskSchema))
+
+
+class PauseSchema(Schema):
+    """Why a task is paused."""
+
+    empty_body = True
+    note = Text(0, 1000, allow_none=True, load_default=None)
+
+
+class ResumeSchema(Schema):
+    """From where a task goes on."""
+
+    empty_body = True
+    since = Choice(
+        ("now", "last"),
+        data_key="from",
+        load_default="now",
+        metadata={"description": "`last`: slots that fell into the pause are made up for, as `catchup` says."},
+    )
+
+
+class RunNowSchema(SizedSchema):
+    """Arguments for one run alone; null or absent: the task's own."""
+
+    empty_body = True
+    args = JsonArray(allow_none=True, load_default=None)
+    kwargs = JsonObject(allow_none=True, load_default=None)
+
+
+class PreviewSchema(Schema):
+    """A schedule to look at."""
+
+    schedule = JsonObject(required=True, metadata={"allOf": [{"$ref": "#/components/schemas/Schedule"}]})
+    count = Whole(1, MAX_COUNT, load_default=5)
+
+
+class SlotsSchema(Schema):
+    """The next slots, soonest first."""
+
+    slots = fields.List(Instant())
+
+
+class ForecastSchema(SlotsSchema):
+    """A schedule in words, and when it is due."""
+
+    description = fields.String()
+    warnings = fields.List(fields.String())
+
+
+class PageSchema(Schema):
+    """A part of a list; `next` as `after` gives the part behind it, null says that there is none."""
+
+    next = fields.String(allow_none=True)
+
+
+class TaskPageSchema(PageSchema):
+    """Tasks, newest first."""
+
+    items = fields.List(fields.Nested(TaskSchema))
+
+
+class RunPageSchema(PageSchema):
+    """Runs, newest slot first."""
+
+    items = fields.List(fields.Nested(RunSchema))
+
+
+class TargetPageSchema(PageSchema):
+    """Targets, by name."""
+
+    items = fields.List(fields.Nested(TargetSchema))
+
+
+class HealthSchema(Schema):
+    """How a process is."""
+
+    status = fields.String()
+
+
+class ReadinessSchema(HealthSchema):
+    """How the stores are."""
+
+    stores = fields.Dict(keys=fields.String(), values=fields.String())
+
+
+class ErrorSchema(Schema):
+    """What went wrong."""
+
+    code = fields.String(required=True, metadata={"example": "invalid"})
+    status = fields.Integer(required=True, metadata={"example": 422})
+    message = fields.String(required=True)
+    errors = fields.Dict(
+        required=True,
+        metadata={
+            "description": "Per field a list of sentences, or the same again for the fields inside it.",
+            "example": {"schedule": {"expression": ["…"]}},
+        },
+    )

@@ -1,0 +1,41 @@
+"""gunicorn's settings: `gunicorn --config python:web.server web.main:app`. Read in the parent, before any worker."""
+
+import os
+from typing import Any
+
+from gunicorn import glogging
+
+from app import logs, settings
+from web import auth
+
+auth.require_secrets()  # here, as gunicorn would start a worker that ends at once again and again
+
+_config = settings.load()
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """gunicorn's own lines in the form of all the others."""
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self._access_log_enabled = False
+        logs.configure()
+        self.error_log.propagate = True
+        self.error_log.setLevel(_config.LOG_LEVEL)
+
+
+_host = f"[{_config.HOST}]" if ":" in _config.HOST else _config.HOST
+
+bind = f"{_host}:{_config.PORT}"
+worker_class = "gthread"
+workers = 2
+threads = 4
+timeout = 60
+graceful_timeout = 10
+keepalive = 5
+preload_app = False  # connections must not cross a fork
+logger_class = Logger
+accesslog = None
+control_socket_disable = True  # two webs of one user would share its path
+proc_name = "punctual-web"
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108 - a full disk must not stall heartbeats
