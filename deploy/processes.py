@@ -10,12 +10,14 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import psutil
@@ -29,8 +31,9 @@ STORES = frozenset({"postgres", "redis-server"})
 BACK_OFF = 0.5
 """Seconds until a process that ended is started again."""
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.05
-LEFTOVER_PATIENCE = 5.0
+LEFTOVER_PATIENCE = 3.0
 
 
 class StartError(Exception):
@@ -49,13 +52,12 @@ class Program:
     user: int | None = None
     group: int | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    patience: float = 7.0
 
 
 class Keeper:
     """Keeps one program running in a session of its own, so that a terminal's Ctrl-C reaches us alone."""
 
-    def __init__(self, program: Program, sink: Callable[[str, str], None] = lambda _name, _line: None) -> None:
+    def __init__(self, program: Program, sink: Callable[[str, str], None]) -> None:
         self.program = program
         self.ended = threading.Event()
         """Set once the program ended without being asked to."""
@@ -80,13 +82,14 @@ class Keeper:
             if self._process is not None:
                 self._process.send_signal(self.program.stop_signal)
 
-    def finish(self) -> None:
-        """Waits until the program is gone; ends its whole group by force where its patience is over."""
+    def finish(self, within: float) -> None:
+        """Waits until the program is gone; after `within` seconds ends its whole group by force."""
         if self._process is None:
             return
         with suppress(RuntimeError):  # a signal may have come between the program's start and its thread's
-            self._thread.join(self.program.patience)
-        _kill_group(self._process.pid)
+            self._thread.join(within)
+        if self._process.poll() is None:
+            _kill_group(self._process.pid)
         self._process.wait()
 
     def _keep(self) -> None:
@@ -134,12 +137,13 @@ class Keeper:
                 self._sink(self.program.name, line.decode(errors="replace").rstrip())
 
 
-def stop(keepers: Collection[Keeper]) -> None:
-    """Asks all programs to stop at once, and returns when they are gone."""
+def stop(keepers: Collection[Keeper], *, patience: float = 7.0) -> None:
+    """Asks all programs to stop at once, and returns when they are gone, by force after `patience` seconds."""
+    end = time.monotonic() + patience
     for keeper in keepers:
         keeper.ask()
     for keeper in keepers:
-        keeper.finish()
+        keeper.finish(max(0.0, end - time.monotonic()))
 
 
 def wait_until(is_ready: Callable[[], bool], keepers: Collection[Keeper], *, within: float, what: str) -> None:
@@ -167,6 +171,12 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def tell(name: str, line: str) -> None:
+    """The sink of programs that have a log: what happens to them goes to standard error."""
+    with suppress(OSError):
+        print(f"punctual: {name} {line}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def hold(data: Path) -> Iterator[None]:
     """Holds a data folder for this process alone, and makes it. Raises StartError where another holds it.
@@ -192,6 +202,12 @@ def end_leftovers(data: Path) -> None:
     """Ends what an earlier start left running for `data`. Whoever calls this holds the folder."""
     ourselves = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     found = [process for process in psutil.process_iter() if process.pid not in ourselves and _is_of(process, data)]
+    # the stores last: what uses them stops better while they are there
+    _end([process for process in found if not _is_store(process)])
+    _end([process for process in found if _is_store(process)])
+
+
+def _end(found: Sequence[psutil.Process]) -> None:
     pids = {process.pid for process in found}
     for process in found:
         with suppress(psutil.Error):
@@ -205,13 +221,31 @@ def end_leftovers(data: Path) -> None:
     psutil.wait_procs(alive, timeout=LEFTOVER_PATIENCE)
 
 
+def _is_store(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.name() in STORES
+    return False
+
+
 def _is_of(process: psutil.Process, data: Path) -> bool:
     try:
-        if process.name() in STORES:
+        if _is_store(process):
             return Path(process.cwd()).is_relative_to(data)
         return process.environ().get(MARK) == str(data)
     except (psutil.Error, OSError):  # somebody else's, or gone meanwhile
         return False
+
+
+def interrupt_on_signal() -> None:
+    """Lets the first signal to stop raise KeyboardInterrupt; the next must not break into the stopping."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, interrupt)
 
 
 def secret(path: Path) -> str:

@@ -7,28 +7,16 @@ session and emptied for each test; the broker's vhost and the Redis database are
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
-from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import psycopg
 import pytest
-from sqlalchemy import make_url, text
-
-ROOT = Path(__file__).parent.parent
-GIVEN = {name: os.environ.get(name) for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL")}
-DATABASE = f"punctual_test_{uuid4().hex[:8]}"
+from sqlalchemy import text
+from stores import DATABASE, GIVEN, ROOT, need, new_database, poll, url_of
 
 TABLES = ("tasks", "runs", "attempts", "targets")
-
-
-def url_of(database: str) -> str:
-    """The URL of a database on the given server."""
-    return make_url(GIVEN["DATABASE_URL"]).set(database=database).render_as_string(hide_password=False)
-
 
 # Modules of ours read the settings when they are imported, so they stand before the first import.
 if GIVEN["DATABASE_URL"]:
@@ -38,25 +26,6 @@ if GIVEN["DATABASE_URL"]:
         "PUNCTUAL_ADMIN_KEY": "punctual-test-key",
         "LOG_FORMAT": "console",
     }
-
-
-def need(what: str, *, there: object) -> None:
-    """Skips a test that needs `what` where it is not there; in CI that is a failure."""
-    if not there:
-        message = f"needs {what}"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-
-
-@contextmanager
-def new_database(name: str, template: str = "template1") -> Iterator[str]:
-    """A database of that name, dropped at the end; yields its URL."""
-    admin = make_url(GIVEN["DATABASE_URL"]).set(drivername="postgresql").render_as_string(hide_password=False)
-    with closing(psycopg.connect(admin, autocommit=True)) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')  # type: ignore[arg-type]
-        try:
-            yield url_of(name)
-        finally:
-            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -213,12 +182,3 @@ def publisher(migrated, rabbitmq):
 def eventually():
     """Polls until a look is true and returns what it saw; fails at the deadline."""
     return poll
-
-
-def poll(look, within=10.0, every=0.02):
-    end = time.monotonic() + within
-    while not (seen := look()):
-        if time.monotonic() > end:
-            pytest.fail(f"not within {within} s: {seen!r}")
-        time.sleep(every)
-    return seen

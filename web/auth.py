@@ -7,7 +7,7 @@ import flask
 
 from app import errors, settings
 
-API = "/api/"
+API = "/api/v1/"
 
 PUBLIC = frozenset(
     {

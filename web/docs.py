@@ -1,6 +1,5 @@
 """The OpenAPI document and the page that shows it, which needs nothing from the internet."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def kind(name: str, required: tuple[str, ...] = (), **fields: Any) -> dict[str, 
 SCHEDULE = {
     "type": "object",
     "oneOf": [
-        kind("now"),
+        kind("now", at=TIME),
         kind("once", ("at",), at=TIME),
         kind(
             "cron",
@@ -58,7 +57,7 @@ SCHEDULE = {
         ),
         kind(
             "rrule",
-            ("rule",),
+            ("rule", "starts"),
             rule={"type": "string", "examples": ["FREQ=MONTHLY;BYDAY=-1FR"]},
             starts=TIME,
             timezone=TIMEZONE,

@@ -1,4 +1,5 @@
 """Reads a request's body, query and headers, strictly: what could be read in two ways is refused."""
+# ruff: noqa: ARG002 - webargs' own signatures
 
 import json
 import math
@@ -17,7 +18,7 @@ class Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION = FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION | {"query": ma.RAISE}
 
     def load_json(self, req: flask.Request, schema: ma.Schema) -> Any:
-        """The body as a JSON object. A schema's `empty_body` says that none is as good as `{}`, `max_body` how large."""
+        """The body, a JSON object. A schema's `empty_body` says that none is as good as `{}`; `max_body`, how large."""
         req.max_content_length = max(settings.load().PUNCTUAL_MAX_BODY, getattr(schema, "max_body", 0))
         body = req.get_data(cache=True)
         if not body and getattr(schema, "empty_body", False):
@@ -32,12 +33,12 @@ class Parser(FlaskParser):
 
     def load_headers(self, req: flask.Request, schema: ma.Schema) -> Any:
         """Only the headers that the schema names: all the others are not the view's."""
-        names = [field.data_key for field in schema.fields.values() if field.data_key in req.headers]
-        return {name: req.headers[cast("str", name)] for name in names}
+        names = [field.data_key or name for name, field in schema.fields.items()]
+        return {name: req.headers[name] for name in names if name in req.headers}
 
     def handle_error(self, error: ma.ValidationError, req: flask.Request, schema: ma.Schema, **_: Any) -> NoReturn:
         [by_field] = cast("dict[str, Any]", error.messages).values()  # webargs wraps them in the place's name
-        raise errors.Invalid(errors=fold(by_field)) from error
+        raise errors.Invalid(errors={field: fold(inner) for field, inner in by_field.items()}) from error
 
 
 def parse(body: bytes) -> dict[str, Any]:

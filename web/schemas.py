@@ -1,7 +1,7 @@
 """What only REST knows: queries, headers, the bodies of actions, pages and errors."""
+# ruff: noqa: ARG002, RUF012 - marshmallow's own signatures and names
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import marshmallow as ma
@@ -23,7 +23,7 @@ CURSOR = 200
 class Digits(fields.Integer):
     """An integer in a query: digits and nothing else that Python would read as one."""
 
-    default_error_messages = {"invalid": "Must be an integer."}  # noqa: RUF012
+    default_error_messages = {"invalid": "Must be an integer."}
 
     def __init__(self, low: int, high: int, **options: Any) -> None:
         super().__init__(validate=validate.Range(min=low, max=high), **options)
@@ -47,7 +47,7 @@ class Label(Text):
 class Version(fields.String):
     """The version that an If-Match header names; None where any will do, 0 where it can match none."""
 
-    def _deserialize(self, value: str, _attr: str | None, _data: Mapping[str, Any] | None, **_: Any) -> Any:
+    def _deserialize(self, value: str, attr: str | None, data: Any, **kwargs: Any) -> Any:
         tag = value.strip()
         if tag == "*":
             return None
@@ -180,6 +180,9 @@ class PageSchema(Schema):
     """A part of a list; `next` as `after` gives the part behind it, null says that there is none."""
 
     next = fields.String(allow_none=True)
+
+    class Meta(Schema.Meta):
+        fields = ("items", "next")
 
 
 class TaskPageSchema(PageSchema):

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gunicorn import glogging
+from gunicorn import glogging  # type: ignore[import-untyped]
 
 from app import logs, settings
 from web import auth

@@ -19,6 +19,9 @@ from workers import heartbeat
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 """Seconds between tries to reach the broker."""
 
+ABOUT_THE_MESSAGE = (LookupError, TypeError, ValueError, AttributeError)
+"""What a message that a stranger sent makes Celery stumble over."""
+
 log = logging.getLogger(__name__)
 
 
@@ -55,9 +58,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         def receive(message: Any) -> None:
             try:
                 handle(message)
-            except (*self.connection_errors, *self.channel_errors):
-                raise
-            except Exception as exc:  # noqa: BLE001 - whatever a stranger sends must not end the worker
+            except ABOUT_THE_MESSAGE as exc:
+                # the Redis transport counts some of these as its connection's and would try the same again, for ever
                 self.park(message, exc)
 
         return receive
@@ -78,7 +80,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         """Puts a message into the dead-letter queue with its bytes, and fails the run that it stood for."""
         log.error("a message is parked in %s: %s: %s", DEAD_LETTERS, type(exc).__name__, exc)
         if broker.celery_app.connection().transport_cls.startswith("redis"):
-            message.channel.basic_publish(message.serializable(), exchange="", routing_key=DEAD_LETTERS)
+            _copy(message, DEAD_LETTERS)
             message.ack_log_error(log, self.connection_errors)
         else:
             message.reject_log_error(log, self.connection_errors)
@@ -89,6 +91,15 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
             return
         error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
         heartbeat.defer(lambda: _reject(ticket, self.hostname, error))
+
+
+def _copy(message: Any, queue: str) -> None:
+    """What a dead-letter exchange does, for a transport that has none."""
+    channel = message.channel
+    copy = channel.prepare_message(
+        message.body, 0, message.content_type, message.content_encoding, message.headers, dict(message.properties)
+    )
+    channel.basic_publish(copy, exchange="", routing_key=queue)
 
 
 def _reject(ticket: Ticket, worker: str, error: dict[str, Any]) -> None:

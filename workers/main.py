@@ -1,9 +1,11 @@
 """The worker process: `celery -A workers.main:celery_app worker`. Also what Flower loads to watch it."""
 
+import warnings
 from typing import Any
 from uuid import uuid4
 
 from celery import signals
+from celery.exceptions import CPendingDeprecationWarning
 
 from app import db, logs, settings
 from app.broker import celery_app, declare
@@ -17,6 +19,9 @@ celery_app.conf.update(
     imports=(*BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
     worker_consumer="workers.consumer:PatientConsumer",
 )
+
+# what happens to running tasks when the connection is lost is set on purpose, see app/broker.py
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
 
 _heartbeat = Heartbeat()
 

@@ -27,7 +27,6 @@ FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 HOURS = 24
 
 _START = datetime(2000, 1, 1)  # noqa: DTZ001 - a wall-clock time; whether an expression ever matches is asked from here
-_LENGTH = {"2": 29, "4": 30, "6": 30, "9": 30, "11": 30}
 
 
 @functools.lru_cache(maxsize=2048)
@@ -50,7 +49,7 @@ def spelled(expression: str) -> str:
     bare = " ".join(expression.upper().split())
     if bare.startswith("@") and bare not in NICKNAMES:
         known = ", ".join(name.lower() for name in NICKNAMES)
-        raise errors.Invalid(f"This nickname is not known. There are {known}.")
+        raise errors.Invalid(f"This nickname is not known; these are: {known}.")
     return NICKNAMES.get(bare, bare)
 
 
@@ -77,8 +76,7 @@ def _count(fields: list[str]) -> None:
         )
     if len(fields) != len(FIELDS):
         raise errors.Invalid(
-            f"An expression has five fields, this has {len(fields)}:"
-            " minute, hour, day of month, month, day of week."
+            f"An expression has five fields, this has {len(fields)}: minute, hour, day of month, month, day of week."
         )
 
 

@@ -24,7 +24,7 @@ class Cron:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Slot k is anchor + k × every, for k >= 0."""
+    """Slot k is anchor + k * every, for k >= 0."""
 
     every: timedelta
     anchor: datetime

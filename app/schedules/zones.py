@@ -45,9 +45,7 @@ def instant(shown: datetime, zone: ZoneInfo) -> datetime:
     return _change_between(shown.replace(tzinfo=zone, fold=1).astimezone(UTC), found, zone)
 
 
-def fixed(
-    shown: Iterator[datetime], zone: ZoneInfo, since: datetime, *, floor: datetime = FLOOR
-) -> Iterator[datetime]:
+def fixed(shown: Iterator[datetime], zone: ZoneInfo, since: datetime, *, floor: datetime = FLOOR) -> Iterator[datetime]:
     """Each wall-clock time once: those of a gap right after it, those of a repeated hour the first time.
 
     `instant` never decreases, so slots ascend, and times that fall onto one slot are neighbours.
@@ -73,13 +71,13 @@ def _next_real(walls: Walls, zone: ZoneInfo, since: datetime) -> datetime | None
     repeat = _repeat_after(since, zone)
     if repeat is None or (found is not None and found < repeat):
         return found
-    again = next(walls(wall(repeat, zone) - SECOND))  # this wall-clock time has come before, so there is one
-    return again.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    again = next(walls(wall(repeat, zone) - SECOND), None)  # what the clock shows once more counts once more
+    return again and again.replace(tzinfo=zone, fold=1).astimezone(UTC)
 
 
 def _moment(shown: datetime, zone: ZoneInfo, since: datetime) -> datetime | None:
     """The first moment after `since` at which the clock shows `shown`."""
-    for fold in (0, 1):
+    for fold in (0,):
         found = shown.replace(tzinfo=zone, fold=fold).astimezone(UTC)
         if found > since and wall(found, zone) == shown:
             return found

@@ -6,14 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from stores import ROOT, poll
 
-ROOT = Path(__file__).parent.parent.parent
 KEY = "punctual-test-key"
 ENDED = {"succeeded", "failed", "cancelled", "skipped"}
 
@@ -37,16 +36,6 @@ def parse(moment):
 def at(seconds):
     """The instant in `seconds` from now, as JSON."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-
-
-def poll(look, within=15.0, every=0.05):
-    """Polls until a look is true and returns what it saw; fails at the deadline."""
-    end = time.monotonic() + within
-    while not (seen := look()):
-        if time.monotonic() > end:
-            pytest.fail(f"not within {within} s: {seen!r}")
-        time.sleep(every)
-    return seen
 
 
 class Stack:

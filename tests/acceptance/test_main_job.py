@@ -3,7 +3,8 @@
 import time
 
 import httpx
-from stack import at, parse, poll
+from stack import at, parse
+from stores import poll
 
 KEPT = {"id", "task_id", "task_name", "target", "trigger", "scheduled_for", "state", "attempt", "worker", "result"}
 

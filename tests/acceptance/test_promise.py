@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 import redis
-from conftest import GIVEN
-from stack import at, parse, poll
+from stack import at, parse
+from stores import GIVEN, poll
 
 SECONDS = 30
 PER_SECOND = 20

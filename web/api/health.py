@@ -13,16 +13,14 @@ STORES: dict[str, Callable[[], None]] = {"database": db.ping, "redis": bell.ping
 blp = Blueprint("health", "Whether it works.", base="")
 
 
-@blp.get("/healthz")
-@blp.doc(security=[])
+@blp.serves("GET", "/healthz")
 @blp.gives(200, schemas.HealthSchema)
 def process() -> dict[str, str]:
     """Tells that this process answers, whatever the stores do."""
     return {"status": "ok"}
 
 
-@blp.get("/readyz")
-@blp.doc(security=[])
+@blp.serves("GET", "/readyz")
 @blp.gives(200, schemas.ReadinessSchema)
 @blp.refuses(503)
 def stores() -> dict[str, Any]:

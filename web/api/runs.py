@@ -12,7 +12,7 @@ Fields = dict[str, Any]
 blp = Blueprint("runs", "What ran, when, and what became of it.")
 
 
-@blp.get("/runs")
+@blp.serves("GET", "/runs")
 @blp.takes(web_schemas.RunsQuerySchema, "query")
 @blp.gives(200, web_schemas.RunPageSchema)
 def index(wanted: Fields) -> queries.Page[models.Run]:
@@ -21,7 +21,7 @@ def index(wanted: Fields) -> queries.Page[models.Run]:
         return queries.runs(session, **wanted)
 
 
-@blp.get("/runs/<uuid:run_id>")
+@blp.serves("GET", "/runs/<uuid:run_id>")
 @blp.gives(200, schemas.RunDetailSchema)
 @blp.refuses(404)
 def show(run_id: UUID) -> queries.RunDetail:
@@ -30,7 +30,7 @@ def show(run_id: UUID) -> queries.RunDetail:
         return queries.run(session, run_id)
 
 
-@blp.post("/runs/<uuid:run_id>/cancel")
+@blp.serves("POST", "/runs/<uuid:run_id>/cancel")
 @blp.gives(200, schemas.RunSchema)
 @blp.refuses(404, 409)
 def cancel(run_id: UUID) -> models.Run:

@@ -9,7 +9,7 @@ from web.blueprint import Blueprint
 blp = Blueprint("targets", "What a task can call.")
 
 
-@blp.get("/targets")
+@blp.serves("GET", "/targets")
 @blp.gives(200, schemas.TargetPageSchema)
 def index() -> dict[str, Any]:
     """Lists what the workers offer."""

@@ -14,7 +14,7 @@ Fields = dict[str, Any]
 blp = Blueprint("tasks", "What is to be run, and when.")
 
 
-@blp.post("/tasks")
+@blp.serves("POST", "/tasks")
 @blp.takes(schemas.TaskSchema)
 @blp.gives(201, schemas.TaskSchema, headers=("Location", "ETag"))
 @blp.refuses(409)
@@ -26,7 +26,7 @@ def create(fields: Fields) -> tuple[models.Task, dict[str, str]]:
     return task, {"Location": flask.url_for("tasks.show", task_id=task.id), **tag(task)}
 
 
-@blp.post("/tasks/bulk")
+@blp.serves("POST", "/tasks/bulk")
 @blp.takes(web_schemas.BulkSchema)
 @blp.gives(201, web_schemas.TasksSchema)
 @blp.refuses(409)
@@ -39,7 +39,7 @@ def create_many(fields: Fields) -> Fields:
     return {"items": created}
 
 
-@blp.get("/tasks")
+@blp.serves("GET", "/tasks")
 @blp.takes(web_schemas.TasksQuerySchema, "query")
 @blp.gives(200, web_schemas.TaskPageSchema)
 def index(wanted: Fields) -> queries.Page[models.Task]:
@@ -48,7 +48,7 @@ def index(wanted: Fields) -> queries.Page[models.Task]:
         return queries.tasks(session, **wanted)
 
 
-@blp.get("/tasks/<uuid:task_id>")
+@blp.serves("GET", "/tasks/<uuid:task_id>")
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
 @blp.refuses(404)
 def show(task_id: UUID) -> tuple[models.Task, dict[str, str]]:
@@ -58,7 +58,7 @@ def show(task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     return task, tag(task)
 
 
-@blp.patch("/tasks/<uuid:task_id>")
+@blp.serves("PATCH", "/tasks/<uuid:task_id>")
 @blp.takes(web_schemas.IfMatchSchema, "headers")
 @blp.takes(schemas.TaskChangeSchema)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
@@ -71,7 +71,7 @@ def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, 
     return task, tag(task)
 
 
-@blp.delete("/tasks/<uuid:task_id>")
+@blp.serves("DELETE", "/tasks/<uuid:task_id>")
 @blp.takes(web_schemas.IfMatchSchema, "headers")
 @blp.gives(204)
 @blp.refuses(404, 412)
@@ -82,7 +82,7 @@ def delete(wanted: Fields, task_id: UUID) -> None:
     bell.ring(tasks.bucket(task_id))
 
 
-@blp.post("/tasks/<uuid:task_id>/pause")
+@blp.serves("POST", "/tasks/<uuid:task_id>/pause")
 @blp.takes(web_schemas.PauseSchema, required=False)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
 @blp.refuses(404, 409)
@@ -94,7 +94,7 @@ def pause(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     return task, tag(task)
 
 
-@blp.post("/tasks/<uuid:task_id>/resume")
+@blp.serves("POST", "/tasks/<uuid:task_id>/resume")
 @blp.takes(web_schemas.ResumeSchema, required=False)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
 @blp.refuses(404, 409)
@@ -106,7 +106,7 @@ def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     return task, tag(task)
 
 
-@blp.post("/tasks/<uuid:task_id>/run")
+@blp.serves("POST", "/tasks/<uuid:task_id>/run")
 @blp.takes(web_schemas.RunNowSchema, required=False)
 @blp.gives(202, schemas.RunSchema, headers=("Location",))
 @blp.refuses(404)
@@ -118,7 +118,7 @@ def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:
     return new, {"Location": flask.url_for("runs.show", run_id=new.id)}
 
 
-@blp.get("/tasks/<uuid:task_id>/upcoming")
+@blp.serves("GET", "/tasks/<uuid:task_id>/upcoming")
 @blp.takes(web_schemas.CountQuerySchema, "query")
 @blp.gives(200, web_schemas.SlotsSchema)
 @blp.refuses(404)
@@ -128,7 +128,7 @@ def upcoming(wanted: Fields, task_id: UUID) -> Fields:
         return {"slots": tasks.upcoming(session, clock.now(), task_id, wanted["count"])}
 
 
-@blp.get("/tasks/<uuid:task_id>/runs")
+@blp.serves("GET", "/tasks/<uuid:task_id>/runs")
 @blp.takes(web_schemas.TaskRunsQuerySchema, "query")
 @blp.gives(200, web_schemas.RunPageSchema)
 @blp.refuses(404)

@@ -1,0 +1,252 @@
+"""The words of the contract: what a task, a run and a target look like to a client. REST and Celery calls share them.
+
+Loading a task gives the `fields` that the use cases of `app.tasks` take; dumping takes rows.
+"""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import marshmallow as ma
+from marshmallow import fields
+
+from app import models, queries
+from app.fields import Choice, Flag, Instant, JsonArray, JsonObject, Seconds, Text, Whole
+from app.states import Catchup, Overlap, Reason, RunState, TaskState, Trigger
+
+MAX_ARGUMENTS = 32 * 1024
+"""Bytes of args and kwargs together, as JSON."""
+
+MAX_LABELS = 32
+MAX_COUNT = 2**31 - 1
+DAY = 86_400
+YEAR = 366 * DAY
+VISIBLE = r"[\s\S]*\S[\s\S]*"
+VISIBLE_SAYS = "Must hold a visible character."
+QUEUE = r"[A-Za-z0-9_.\-]{1,64}"
+QUEUE_SAYS = "Must be 1 to 64 of the characters A-Z, a-z, 0-9, _ . and -."
+LABEL_KEY = r"[^:]{1,63}"
+LABEL_KEY_SAYS = "Must be 1 to 63 characters without a colon."
+
+Fields = dict[str, Any]
+
+
+class Schema(ma.Schema):
+    """Refuses what it does not know."""
+
+    class Meta:
+        unknown = ma.RAISE
+
+    error_messages = {"type": "Must be an object.", "unknown": "Unknown field."}  # noqa: RUF012
+
+
+def check_labels(labels: Fields) -> None:
+    """Raises ValidationError where there are too many."""
+    if len(labels) > MAX_LABELS:
+        raise ma.ValidationError(f"May hold {MAX_LABELS} labels at most.")
+
+
+class SizedSchema(Schema):
+    """Bounds args and kwargs together, where a schema has them."""
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def _check_size(self, data: Fields, **_: Any) -> None:
+        given = {name: data[name] for name in ("args", "kwargs") if data.get(name)}
+        if len(json.dumps([*given.values()], ensure_ascii=False).encode()) > MAX_ARGUMENTS:
+            raise ma.ValidationError(f"args and kwargs may be {MAX_ARGUMENTS} bytes of JSON together.", [*given][-1])
+
+
+class CatchupSchema(Schema):
+    """What becomes of slots that were missed."""
+
+    policy = Choice(Catchup, load_default=str(Catchup.LATEST))
+    window = Seconds(
+        0,
+        YEAR,
+        allow_none=True,
+        load_default=None,
+        metadata={"description": "How far back, in seconds; null is the default for the kind of schedule."},
+    )
+
+
+class RetrySchema(Schema):
+    """What becomes of an attempt that failed."""
+
+    max_attempts = Whole(1, 100, load_default=1)
+    backoff = Seconds(0, DAY, load_default=timedelta(seconds=5))
+    backoff_max = Seconds(0, DAY, load_default=timedelta(seconds=600))
+    jitter = Flag(load_default=True)
+
+
+class TaskSchema(SizedSchema):
+    """A task."""
+
+    id = fields.UUID(dump_only=True)
+    name = Text(1, 200, pattern=VISIBLE, allow_none=True, load_default=None, error_messages={"pattern": VISIBLE_SAYS})
+    description = Text(0, 2000, load_default="")
+    labels = fields.Dict(
+        keys=Text(pattern=LABEL_KEY, error_messages={"pattern": LABEL_KEY_SAYS}),
+        values=Text(0, 255),
+        load_default=dict,
+        validate=check_labels,
+        error_messages={"invalid": "Must be an object."},
+        metadata={"default": {}, "maxProperties": MAX_LABELS},
+    )
+    target = Text(1, 255, required=True, metadata={"example": "http.request"})
+    args = JsonArray(load_default=list, metadata={"default": []})
+    kwargs = JsonObject(load_default=dict, metadata={"default": {}})
+    queue = Text(pattern=QUEUE, load_default="default", error_messages={"pattern": QUEUE_SAYS})
+    priority = Whole(0, 9, load_default=5)
+    schedule = JsonObject(required=True, metadata={"allOf": [{"$ref": "#/components/schemas/Schedule"}]})
+    starts_at = Instant(allow_none=True, load_default=None)
+    ends_at = Instant(allow_none=True, load_default=None)
+    max_runs = Whole(1, MAX_COUNT, allow_none=True, load_default=None)
+    jitter = Seconds(0, 3600, load_default=timedelta(0))
+    overlap = Choice(Overlap, load_default=str(Overlap.SKIP))
+    catchup = fields.Nested(CatchupSchema, load_default=lambda: CatchupSchema().load({}))
+    retry = fields.Nested(RetrySchema, load_default=lambda: RetrySchema().load({}))
+    timeout = Seconds(1, DAY, load_default=timedelta(seconds=300))
+    state = Choice(TaskState, dump_only=True)
+    note = fields.String(dump_only=True, allow_none=True)
+    next_run_at = Instant(dump_only=True, allow_none=True)
+    last_run_at = Instant(dump_only=True, allow_none=True)
+    created_at = Instant(dump_only=True)
+    updated_at = Instant(dump_only=True)
+    version = fields.Integer(dump_only=True)
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def _check_bounds(self, data: Fields, **_: Any) -> None:
+        starts, ends = data.get("starts_at"), data.get("ends_at")
+        if starts and ends and ends <= starts:
+            raise ma.ValidationError("Must be later than starts_at.", "ends_at")
+
+    @ma.pre_dump
+    def _nest(self, task: models.Task, **_: Any) -> Fields:
+        flat = {name: getattr(task, name) for name in self.fields if name not in {"catchup", "retry"}}
+        catchup = {"policy": task.catchup_policy, "window": task.catchup_window}
+        retry = {
+            "max_attempts": task.max_attempts,
+            "backoff": task.backoff,
+            "backoff_max": task.backoff_max,
+            "jitter": task.backoff_jitter,
+        }
+        return flat | {"catchup": catchup, "retry": retry}
+
+
+class TaskChangeSchema(TaskSchema):
+    """What changes of a task: only what is given."""
+
+    name = Text(1, 200, pattern=VISIBLE, error_messages={"pattern": VISIBLE_SAYS})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(partial=True, **options)
+
+    def on_bind_field(self, _name: str, field_obj: fields.Field[Any]) -> None:
+        """An absent field means no change, so the document may not speak of defaults."""
+        # a new dict: fields are copied per schema, their metadata is not
+        field_obj.metadata = {key: value for key, value in field_obj.metadata.items() if key != "default"}
+        field_obj.load_default = ma.missing
+
+
+class FailureSchema(Schema):
+    """What went wrong in a target, or with its worker."""
+
+    type = fields.String()
+    message = fields.String()
+    traceback = fields.String(allow_none=True)
+
+
+class RunSchema(Schema):
+    """A run."""
+
+    id = fields.UUID()
+    task_id = fields.UUID()
+    task_name = fields.String()
+    target = fields.String()
+    queue = fields.String()
+    trigger = Choice(Trigger)
+    scheduled_for = Instant()
+    missed = fields.Integer()
+    state = Choice(RunState)
+    reason = Choice(Reason, allow_none=True)
+    attempt = fields.Integer()
+    worker = fields.String(allow_none=True)
+    fired_at = Instant()
+    published_at = Instant(allow_none=True)
+    started_at = Instant(allow_none=True)
+    finished_at = Instant(allow_none=True)
+    retry_at = Instant(allow_none=True)
+    lateness_ms = fields.Float(allow_none=True)
+    result = fields.Raw(allow_none=True)
+    error = fields.Nested(FailureSchema, allow_none=True)
+
+    @ma.pre_dump
+    def _derive(self, run: models.Run, **_: Any) -> Fields:
+        return self._row(run)
+
+    def _row(self, run: models.Run) -> Fields:
+        columns = self.fields.keys() - {"lateness_ms", "attempts"}
+        return {name: getattr(run, name) for name in columns} | {"lateness_ms": lateness(run)}
+
+
+class AttemptSchema(Schema):
+    """One try of a run."""
+
+    attempt = fields.Integer()
+    worker = fields.String(allow_none=True)
+    started_at = Instant(allow_none=True)
+    finished_at = Instant(allow_none=True)
+    outcome = fields.String()
+    error = fields.Nested(FailureSchema, allow_none=True)
+
+
+class RunDetailSchema(RunSchema):
+    """A run with its attempts."""
+
+    attempts = fields.List(fields.Nested(AttemptSchema))
+
+    @ma.pre_dump
+    def _derive(self, detail: queries.RunDetail, **_: Any) -> Fields:
+        return self._row(detail.run) | {"attempts": [*detail.attempts, *current(detail)]}
+
+
+class TargetSchema(Schema):
+    """What a task can call."""
+
+    name = fields.String()
+    queue = fields.String()
+    signature = fields.String()
+    documentation = fields.String()
+    last_seen_at = Instant()
+
+
+def lateness(run: models.Run) -> float | None:
+    """Milliseconds from the slot to the start of the first attempt; None before that."""
+    if run.started_at is None:
+        return None
+    return round((run.started_at - run.scheduled_for) / timedelta(milliseconds=1), 1)
+
+
+def current(detail: queries.RunDetail) -> list[Fields]:
+    """The attempt that stands in the run itself, where it has started; it may be a past one that waits for the next."""
+    run = detail.run
+    if run.attempt_started_at in {None, *(past.started_at for past in detail.attempts)}:
+        return []
+    return [
+        {
+            "attempt": run.attempt,
+            "worker": run.worker,
+            "started_at": run.attempt_started_at,
+            "finished_at": run.finished_at,
+            "outcome": outcome(run),
+            "error": run.error,
+        }
+    ]
+
+
+def outcome(run: models.Run) -> str:
+    """The same words that past attempts are kept with: a failure is named by its reason."""
+    if run.finished_at is None:
+        return str(RunState.RUNNING)
+    failed_by = run.reason if run.state == RunState.FAILED and run.reason != Reason.ERROR else None
+    return str(failed_by or run.state)

@@ -1,0 +1,162 @@
+"""Workers on the real stack: what strangers send, what dies, and tasks of one's own."""
+
+import json
+import os
+import re
+import signal
+import uuid
+from contextlib import contextmanager
+
+import psutil
+from kombu import Connection
+from stack import at
+from stores import ROOT, poll
+
+
+@contextmanager
+def channel(stack):
+    with Connection(stack.env["BROKER_URL"], transport_options=options(stack)) as connection:
+        yield connection.default_channel
+
+
+def options(stack):
+    return {} if is_amqp(stack) else {"global_keyprefix": "punctual:broker:", "priority_steps": [0, 5]}
+
+
+def is_amqp(stack):
+    return stack.env["BROKER_URL"].startswith("amqp")
+
+
+def send(to, body, content_type="application/json", headers=None):
+    properties = {"delivery_mode": 2, "correlation_id": "x", "reply_to": ""}
+    made = to.prepare_message(body, 5, content_type, "utf-8", headers or {}, properties)
+    to.basic_publish(made, exchange="", routing_key="default")
+
+
+def take(stack, queue):
+    with channel(stack) as from_:
+        return from_.basic_get(queue, no_ack=True)
+
+
+def children(stack):
+    return psutil.Process(stack.processes["worker", 1].pid).children()
+
+
+def headers(name="debug.echo", **changed):
+    return {"lang": "py", "task": name, "id": str(uuid.uuid4()), "argsrepr": "()", "kwargsrepr": "{}"} | changed
+
+
+def test_what_no_worker_can_read_is_parked_with_its_bytes_and_ends_no_worker(stack, task_of):
+    before = [child.pid for child in children(stack)]
+    hostile = [
+        (b"not json at all", "application/json", headers()),
+        (b"\x80\x04K\x01.", "application/x-python-serialize", headers()),
+        (b'{"neither": "task"}', "application/json", {}),
+        (b"[[], {}]", "application/json", headers()),
+        (b"[[], {}, {}]", "application/json", {"task": "debug.echo"}),
+        (b"[[], {}, {}]", "application/json", headers("no.such.target")),
+        (b"[[], {}, {}]", "application/json", headers(punctual="not a ticket")),
+        (b"[[], {}, {}]", "application/json", headers(punctual={"task": "x"})),
+    ]
+    with channel(stack) as to:
+        for body, content_type, head in hostile:
+            send(to, body, content_type, head)
+    parked = [poll(lambda: take(stack, "punctual.dead")) for _ in (hostile if is_amqp(stack) else hostile[:-2])]
+    bodies = {message.body if isinstance(message.body, bytes) else message.body.encode() for message in parked}
+    assert b"not json at all" in bodies
+    [run] = stack.ended(task_of(schedule={"type": "now"}))
+    assert run["state"] == "succeeded"
+    assert [child.pid for child in children(stack)] == before
+
+
+def test_a_message_without_a_ticket_is_an_ordinary_call_and_leaves_no_run(stack):
+    before = stack.api.get("/runs", params={"limit": 1}).json()["items"]
+    with channel(stack) as to:
+        send(to, json.dumps([["unrecorded"], {}, {}]).encode(), headers=headers())
+    poll(lambda: take_depth(stack) == 0)
+    assert stack.api.get("/runs", params={"limit": 1}).json()["items"] == before
+
+
+def take_depth(stack):
+    with channel(stack) as to:
+        return to.queue_declare("default").message_count if is_amqp(stack) else to._size("default")
+
+
+def test_a_run_whose_process_is_killed_is_tried_again_within_seconds(stack, task_of):
+    task = task_of(
+        target="debug.sleep", kwargs={"seconds": 3}, schedule={"type": "now"}, retry={"max_attempts": 2, "backoff": 60}
+    )
+    poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"])
+    for child in children(stack):
+        child.send_signal(signal.SIGKILL)
+    poll(lambda: stack.runs(task)[0]["attempt"] == 2 and stack.runs(task)[0]["state"] == "running", within=10)
+    [run] = stack.ended(task)
+    read = stack.api.get(f"/runs/{run['id']}").json()
+    assert [attempt["outcome"] for attempt in read["attempts"]] == ["lost", "succeeded"]
+
+
+def test_a_run_whose_worker_is_killed_is_tried_again_by_another(stack, task_of):
+    task = task_of(target="debug.sleep", kwargs={"seconds": 2}, schedule={"type": "now"}, retry={"max_attempts": 2})
+    poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"])
+    stack.stop("worker", sig=signal.SIGKILL)
+    stack.start("worker")
+    [run] = stack.ended(task, within=20)
+    read = stack.api.get(f"/runs/{run['id']}").json()
+    assert [attempt["outcome"] for attempt in read["attempts"]] == ["lost", "succeeded"]
+
+
+def test_a_run_that_kills_its_worker_is_tried_as_often_as_allowed_and_then_lost(stack, tmp_path, task_of):
+    with_module(stack, tmp_path, "import os, signal\n" + module("suicide", "os.kill(os.getpid(), signal.SIGKILL)"))
+    try:
+        task = task_of(target="suicide", schedule={"type": "now"}, retry={"max_attempts": 2, "backoff": 0.1})
+        [run] = stack.ended(task, within=40)
+        assert (run["state"], run["reason"], run["attempt"]) == ("failed", "lost", 2)
+    finally:
+        without_module(stack)
+
+
+def test_a_module_of_ones_own_runs_as_the_readme_says(stack, tmp_path, task_of):
+    source = re.search(r"<!-- my-tasks -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(source[1].strip().splitlines()) <= 10
+    with_module(stack, tmp_path, source[1])
+    try:
+        [run] = stack.ended(task_of(target="greet", kwargs={"name": "you"}, schedule={"type": "now"}))
+        assert run["result"] == "Hello, you!"
+    finally:
+        without_module(stack)
+
+
+def module(name, statement):
+    return f"from celery import shared_task\n\n@shared_task(name={name!r})\ndef {name}():\n    {statement}\n"
+
+
+def with_module(stack, folder, source):
+    """Restarts the worker with a module of tasks, and waits until its targets are known."""
+    (folder / "own_tasks.py").write_text(source)
+    stack.stop("worker")
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    stack.start("worker", PUNCTUAL_TASK_MODULES="own_tasks", PYTHONPATH=path)
+    name = re.search(r'name="?\'?(\w+)', source)[1]
+    poll(lambda: any(target["name"] == name for target in stack.api.get("/targets").json()["items"]))
+
+
+def without_module(stack):
+    stack.stop("worker")
+    stack.start("worker")
+
+
+def test_a_target_that_is_gone_is_rejected_and_said_so(stack, tmp_path, task_of):
+    with_module(stack, tmp_path, module("passing", "pass"))
+    without_module(stack)
+    [run] = stack.ended(task_of(target="passing", schedule={"type": "once", "at": at(0.5)}))
+    assert (run["state"], run["reason"]) == ("failed", "rejected")
+    assert "passing" in run["error"]["message"]
+
+
+def test_a_worker_stops_when_its_runs_have_ended(stack, task_of):
+    task = task_of(target="debug.sleep", kwargs={"seconds": 2}, schedule={"type": "now"})
+    poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"])
+    assert stack.stop("worker") == 0
+    [run] = stack.ended(task, within=1)
+    assert run["state"] == "succeeded"
+    stack.start("worker")

@@ -1,0 +1,92 @@
+"""The API as a client has it: an app on the tests' database, called with and without the administrator's key."""
+
+import pytest
+from sqlalchemy import make_url
+
+DEAD_PORT = 1
+"""Nobody listens there."""
+
+
+@pytest.fixture(scope="session")
+def app(migrated):
+    from web import main  # noqa: PLC0415 - only after the environment stands
+
+    return main.create_app()
+
+
+@pytest.fixture
+def stranger(app, database):
+    """A client without a key."""
+    return app.test_client()
+
+
+@pytest.fixture
+def client(app, database):
+    """A client with the administrator's key."""
+    made = app.test_client()
+    made.environ_base["HTTP_AUTHORIZATION"] = "Bearer punctual-test-key"
+    return made
+
+
+@pytest.fixture
+def register(client):
+    """Registers a task and returns it; it is due each hour where nothing else is said."""
+
+    def call(**given):
+        body = {"target": "debug.echo", "schedule": {"type": "interval", "every": 3600}} | given
+        answer = client.post("/api/v1/tasks", json=body)
+        assert answer.status_code == 201, answer.json
+        return answer.json
+
+    return call
+
+
+@pytest.fixture
+def task(register):
+    return register()
+
+
+@pytest.fixture
+def run(client, task):
+    """A run that waits."""
+    answer = client.post(f"/api/v1/tasks/{task['id']}/run")
+    assert answer.status_code == 202, answer.json
+    return answer.json
+
+
+@pytest.fixture
+def no_database(database, monkeypatch):
+    """From here on PostgreSQL is away."""
+    url = make_url(database).set(port=DEAD_PORT)
+    yield from _away(monkeypatch, "DATABASE_URL", url.render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def no_redis(database, monkeypatch):
+    """From here on Redis is away."""
+    yield from _away(monkeypatch, "REDIS_URL", f"redis://127.0.0.1:{DEAD_PORT}/0")
+
+
+@pytest.fixture
+def no_broker(database, monkeypatch):
+    """From here on the broker is away."""
+    from app import broker  # noqa: PLC0415
+
+    monkeypatch.setattr(broker.celery_app.conf, "broker_write_url", f"amqp://127.0.0.1:{DEAD_PORT}//")
+
+
+def _away(monkeypatch, name, url):
+    _forget()
+    monkeypatch.setenv(name, url)
+    yield
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget():
+    """Settings and connections are made again at next use."""
+    from app import bell, db, settings  # noqa: PLC0415
+
+    db.engine().dispose()
+    for cached in (settings.load, db.engine, db._autocommit, bell.ringer):  # noqa: SLF001
+        cached.cache_clear()
