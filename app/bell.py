@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from app import errors, models, settings
@@ -51,7 +53,9 @@ def connect(**options: Any) -> redis.Redis:
     Sentinels are given as `redis-sentinel://[:password@]host:port,host:port/service/db`.
     """
     url = settings.load().REDIS_URL.get_secret_value()
-    options = {"decode_responses": True, "socket_timeout": 2, "socket_connect_timeout": 1} | options
+    # one new try for a connection that went stale; redis-py's own default would wait for seconds in between
+    once_more = Retry(NoBackoff(), retries=1)
+    options = {"decode_responses": True, "socket_timeout": 2, "socket_connect_timeout": 1, "retry": once_more} | options
     if not url.startswith("redis-sentinel://"):
         return redis.Redis.from_url(url, **options)
     parts = urlsplit(url)

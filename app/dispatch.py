@@ -9,7 +9,7 @@ each finds nothing due any more, or a slot that is recorded already.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, Integer, Text, Uuid, select, update
 from sqlalchemy.orm import Session
 
-from app import db, policies, runs, tasks
+from app import db, errors, policies, runs, tasks
 from app.messages import Message
 from app.models import Task
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger
@@ -121,12 +121,14 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     if not task_ids:
         return Fired(messages=[], next_run_at={})
     rows = session.execute(select(*COLUMNS).where(Task.id.in_(task_ids)).with_for_update(skip_locked=True)).all()
-    plans = [_plan(row, now) for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
+    due = [row for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
+    plans, poisoned = _plans(due, now)
+    _set_aside(session, now, poisoned)
     new = _runs(session, plans)
     recorded = runs.record(session, now, new)
     _advance(session, plans)
     next_run_at = {row.id: row.next_run_at if row.state == TaskState.ACTIVE else None for row in rows}
-    next_run_at |= {plan.task.id: plan.next_run_at for plan in plans}
+    next_run_at |= dict.fromkeys(poisoned) | {plan.task.id: plan.next_run_at for plan in plans}
     next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
     sendable = [run for run in new if run.id in recorded and not run.skipped]
     return Fired(messages=[runs.message(run.task, run) for run in sendable], next_run_at=next_run_at)
@@ -141,6 +143,25 @@ def send(publish: Publish, batch: Sequence[Message]) -> int:
         with db.transaction() as session:
             runs.mark_queued(session, [message.ticket for message in confirmed])
     return len(confirmed)
+
+
+def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, str]]:
+    """The plans, and the tasks whose slots cannot be computed: they must not hold up their neighbours."""
+    plans, poisoned = [], {}
+    for task in due:
+        try:
+            plans.append(_plan(task, now))
+        except (errors.Invalid, ValueError, OverflowError) as exc:
+            log.exception("task %s cannot be planned, it is paused", task.id)
+            poisoned[task.id] = f"Paused by Punctual: its slots cannot be computed: {exc}"
+    return plans, poisoned
+
+
+def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) -> None:
+    """Pauses tasks with a note that says why."""
+    for task_id, note in poisoned.items():
+        values = {"state": TaskState.PAUSED, "note": note, "version": Task.version + 1, "updated_at": now}
+        session.execute(update(Task).where(Task.id == task_id).values(values))
 
 
 def _plan(task: Any, now: datetime) -> _Plan:

@@ -30,6 +30,8 @@ from beat.leases import Leases
 MAX_TICK = 0.5
 """Seconds between ticks at most: leases are renewed and changes mirrored at each."""
 
+SHORTLY = timedelta(milliseconds=20)
+
 BATCH = 500
 REBUILD_BATCH = 2000
 
@@ -74,6 +76,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         except errors.Unavailable as exc:
             self._say_away("PostgreSQL", exc)
             time.sleep(max(0.0, until - time.monotonic()))
+        except Exception:
+            log.exception("a tick failed, the next one follows")
+            time.sleep(max(0.0, until - time.monotonic()))
         else:
             self._say_back()
             if next_at is not None:
@@ -105,8 +110,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
                 return due.next_at
             fired = dispatch.fire(self.publisher.publish, due.tasks)
             self._move(due.tasks, fired)
-            if len(fired.next_run_at) < len(due.tasks):
-                return clock.now() + timedelta(seconds=0.05)  # someone else holds the rest: look again shortly
+            if _must_wait(due.tasks, fired):
+                return clock.now() + SHORTLY
 
     def _move(self, buckets: dict[UUID, int], fired: dispatch.Fired) -> None:
         """Moves the entries on to what PostgreSQL says is next."""
@@ -175,6 +180,13 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         if self.away:
             log.info("%s is back", " and ".join(sorted(self.away)))
         self.away.clear()
+
+
+def _must_wait(asked: Collection[UUID], fired: dispatch.Fired) -> bool:
+    """Whether to look again shortly and not at once: somebody else holds a task, or this machine's clock is
+    ahead of PostgreSQL's, which says that a slot is still to come."""
+    now = clock.now()
+    return len(fired.next_run_at) < len(asked) or any(slot and slot <= now for slot in fired.next_run_at.values())
 
 
 class Rebuild:

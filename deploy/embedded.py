@@ -149,14 +149,19 @@ def _pass_on(process: "subprocess.Popen[bytes]") -> None:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.embedded", description=__doc__)
+    usage = "python -m deploy.embedded [--data DIR] -- COMMAND…"
+    parser = argparse.ArgumentParser(usage=usage, description="Runs a command with the stores it lacks.")
     parser.add_argument("--data", type=Path, help="where the stores keep their data (default: a temporary folder)")
-    parser.add_argument("command", nargs="+", metavar="COMMAND")
-    given = parser.parse_args()
+    # parted here, not by argparse, which would take a second `--` from the command
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    given, command = parser.parse_args(words[:end]), words[end + 1 :]
+    if not command:
+        parser.error("no command after --")
     processes.interrupt_on_signal()
     try:
         with ExitStack() as stack:
-            return run(given.command, given.data or stack.enter_context(temporary()))
+            return run(command, given.data or stack.enter_context(temporary()))
     except (StartError, OSError) as exc:  # OSError: a folder that is another account's, a full disk
         print(f"punctual: {exc}", file=sys.stderr)
         return 1

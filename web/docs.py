@@ -27,43 +27,44 @@ CONFIG = {
     },
 }
 
-TIMEZONE = {"type": "string", "default": "UTC", "description": "An IANA zone.", "examples": ["Europe/Paris"]}
 TIME = {"type": "string", "format": "date-time"}
+MAYBE_TIME = {"type": ["string", "null"], "format": "date-time"}
+ZONE = {"type": ["string", "null"], "default": "UTC", "description": "An IANA zone.", "examples": ["Europe/Paris"]}
 
 
-def kind(name: str, required: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
+def line(example: str) -> dict[str, Any]:
+    """A text that may not be empty."""
+    return {"type": "string", "minLength": 1, "examples": [example]}
+
+
+def kind(name: str, *required: str, **fields: Any) -> dict[str, Any]:
     """One kind of schedule."""
     return {
+        "title": name,
         "type": "object",
         "properties": {"type": {"const": name}, **fields},
         "required": ["type", *required],
-        "title": name,
+        "additionalProperties": False,
     }
 
 
 SCHEDULE = {
-    "type": "object",
     "oneOf": [
-        kind("now", at=TIME),
-        kind("once", ("at",), at=TIME),
-        kind(
-            "cron",
-            ("expression",),
-            expression={"type": "string", "examples": ["0 9 * * MON-FRI"]},
-            timezone=TIMEZONE,
-        ),
-        kind(
-            "interval", ("every",), every={"type": "number", "minimum": 1}, anchor=TIME | {"type": ["string", "null"]}
-        ),
+        kind("now", at=MAYBE_TIME),
+        kind("once", "at", at=TIME),
+        kind("cron", "expression", expression=line("0 9 * * MON-FRI"), timezone=ZONE),
+        kind("interval", "every", every={"type": "number", "minimum": 1}, anchor=MAYBE_TIME),
         kind(
             "rrule",
-            ("rule", "starts"),
-            rule={"type": "string", "examples": ["FREQ=MONTHLY;BYDAY=-1FR"]},
+            "rule",
+            "starts",
+            rule=line("FREQ=MONTHLY;BYDAY=-1FR"),
             starts=TIME,
-            timezone=TIMEZONE,
+            timezone=ZONE,
         ),
     ],
 }
+"""As `app.schedules` reads it. Given as raw JSON Schema, as no marshmallow schema reads it."""
 
 assets = flask.Blueprint("docs", __name__)
 

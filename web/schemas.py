@@ -62,7 +62,6 @@ class IfMatchSchema(Schema):
 
     version = Version(
         data_key="If-Match",
-        load_default=None,
         metadata={"description": "Changes nothing, and answers 412, unless this is still the task's ETag."},
     )
 
@@ -71,16 +70,16 @@ class PageQuerySchema(Schema):
     """Which part of a list."""
 
     limit = Digits(1, MAX_LIMIT, load_default=50)
-    after = Text(1, CURSOR, load_default=None, metadata={"description": "The `next` of the page before."})
+    after = Text(0, CURSOR, load_default="", metadata={"description": "The `next` of the page before."})
 
 
 class TasksQuerySchema(PageQuerySchema):
     """Which tasks."""
 
-    q = Text(1, 200, metadata={"description": "Part of a name or description."})
+    q = Text(0, 200, metadata={"description": "Part of a name or description."})
     state = Choice(TaskState)
-    target = Text(1, 255)
-    label = Label(1, 400, metadata={"description": "`key:value`"})
+    target = Text(0, 255)
+    label = Label(0, 400, metadata={"description": "`key:value`"})
 
 
 class TaskRunsQuerySchema(PageQuerySchema):

@@ -77,7 +77,7 @@ def _next_real(walls: Walls, zone: ZoneInfo, since: datetime) -> datetime | None
 
 def _moment(shown: datetime, zone: ZoneInfo, since: datetime) -> datetime | None:
     """The first moment after `since` at which the clock shows `shown`."""
-    for fold in (0,):
+    for fold in (0, 1):
         found = shown.replace(tzinfo=zone, fold=fold).astimezone(UTC)
         if found > since and wall(found, zone) == shown:
             return found

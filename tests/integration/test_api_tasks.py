@@ -56,6 +56,22 @@ def test_a_task_is_answered_as_it_was_registered_with_times_in_utc(client):
     assert client.get(answer.headers["Location"]).json == answer.json
 
 
+def test_arguments_come_back_as_they_were_sent_and_can_be_sent_again(client, register):
+    args = [0, -1, 2**80, 1.5, 1e-300, 1e20, True, None, "", "\U0001f600", {"": [{}]}, [[[]]]]
+    task = register(args=args)
+    assert task["args"] == args
+    read = client.get(url(task)).json["args"]
+    assert read == args
+    assert client.patch(url(task), json={"args": read}).json["args"] == args
+
+
+def test_a_large_float_comes_back_as_an_integer_that_can_be_sent_again(client, register):
+    task = register(args=[1.7e308])
+    [read] = client.get(url(task)).json["args"]
+    assert float(read) == 1.7e308
+    assert client.patch(url(task), json={"args": [read]}).status_code == 200
+
+
 def test_only_target_and_schedule_are_required_and_the_rest_has_the_contracts_defaults(register):
     task = register()
     assert task["name"].startswith("debug.echo-")

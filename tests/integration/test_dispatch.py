@@ -256,6 +256,18 @@ def test_resuming_from_the_last_slot_fires_what_the_pause_held_back(fields, outb
     assert len(recorded(task)) == 6
 
 
+def test_a_task_whose_slots_cannot_be_computed_is_paused_and_its_neighbours_are_fired(fields, outbox):
+    poison, sound = make(fields, schedule={"type": "now"}), make(fields, schedule={"type": "now"})
+    with db.transaction() as session:
+        session.execute(update(Task).where(Task.id == poison.id).values(schedule={"type": "riddle"}))
+    fired = dispatch.fire(outbox.publish, [poison.id, sound.id])
+    assert [message.ticket.task for message in outbox.sent] == [sound.id]
+    assert fired.next_run_at == {poison.id: None, sound.id: None}
+    paused = reread(poison)
+    assert paused.state == TaskState.PAUSED
+    assert paused.note.startswith("Paused by Punctual: its slots cannot be computed")
+
+
 def test_many_tasks_are_fired_with_as_many_statements_as_one(fields, outbox, statements):
     made = [make(fields, schedule={"type": "now"}) for _ in range(100)]
     with statements() as one:

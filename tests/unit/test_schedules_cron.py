@@ -62,7 +62,10 @@ WEEKDAYS = ["*", "*", "*", "SUN", "MON-FRI", "6,7", "0#4", "SUN#1", "5L", "7", "
 
 expressions = st.tuples(*map(st.sampled_from, (MINUTES, HOURS, MONTH_DAYS, MONTHS, WEEKDAYS))).map(" ".join)
 derandomized = settings(
-    derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
 
@@ -168,7 +171,11 @@ def test_an_hourly_expression_follows_real_time():
 def test_a_day_that_a_zone_skipped_runs_right_after_it():
     # Samoa went from Thursday, 29 December 2011 straight to Saturday
     slots = table("0 9 * * *", "Pacific/Apia").between(*[datetime(2011, 12, day, tzinfo=UTC) for day in (29, 31)])
-    assert [slot.isoformat() for slot in slots] == ["2011-12-29T19:00:00+00:00", "2011-12-30T10:00:00+00:00", "2011-12-30T19:00:00+00:00"]
+    assert [slot.isoformat() for slot in slots] == [
+        "2011-12-29T19:00:00+00:00",
+        "2011-12-30T10:00:00+00:00",
+        "2011-12-30T19:00:00+00:00",
+    ]
 
 
 def test_the_29th_of_february_on_a_sunday_is_found_across_decades():

@@ -66,7 +66,7 @@ def show(task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Changes what the body names of a task."""
     with db.transaction() as session:
-        task = tasks.change(session, clock.now(), task_id, fields, version=wanted["version"])
+        task = tasks.change(session, clock.now(), task_id, fields, version=wanted.get("version"))
     bell.ring(task.bucket)
     return task, tag(task)
 
@@ -78,7 +78,7 @@ def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, 
 def delete(wanted: Fields, task_id: UUID) -> None:
     """Deletes a task and keeps its runs."""
     with db.transaction() as session:
-        tasks.delete(session, clock.now(), task_id, version=wanted["version"])
+        tasks.delete(session, clock.now(), task_id, version=wanted.get("version"))
     bell.ring(tasks.bucket(task_id))
 
 

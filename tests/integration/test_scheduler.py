@@ -1,0 +1,162 @@
+"""The beat, ticked by hand: mirror, ring, rebuild, and whatever is away."""
+
+from datetime import timedelta
+
+import pytest
+import redis
+from sqlalchemy import select, update
+
+from app import db, settings, tasks
+from app.models import Run, Task
+from beat import entries, scheduler
+from beat.main import celery_app
+from beat.scheduler import PunctualScheduler
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def beat(redis_client, outbox, monkeypatch):
+    """A beat without its chores' thread, which sends to an outbox and does not wait."""
+    made = PunctualScheduler(celery_app, lazy=True)
+    made.publisher = outbox
+    monkeypatch.setattr(made, "_listen", lambda *_: None)
+    yield made
+    made.leases.release()
+    made.hints.close()
+    made.entries.client.close()
+
+
+def create(fields, **changed):
+    with db.transaction() as session:
+        return tasks.create(session, db.now(session), fields(**changed))
+
+
+def once(fields, seconds):
+    with db.transaction() as session:
+        at = db.now(session) + timedelta(seconds=seconds)
+    return create(fields, schedule={"type": "once", "at": at.isoformat()})
+
+
+def cards(client):
+    return sum(client.zcard(entries.schedule_key(bucket)) for bucket in range(settings.load().PUNCTUAL_BUCKETS))
+
+
+def test_a_new_task_has_its_entry_after_a_tick(beat, fields, redis_client):
+    task = once(fields, 3600)
+    beat.tick()
+    score = redis_client.zscore(entries.schedule_key(task.bucket), entries.prefix(task.bucket) + str(task.id))
+    assert score == task.next_run_at.timestamp()
+    with db.transaction() as session:
+        assert session.get_one(Task, task.id).mirrored_version == task.version
+
+
+def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, outbox, redis_client):
+    task = create(fields, schedule={"type": "now"})
+    beat.tick()
+    assert [message.ticket.task for message in outbox.sent] == [task.id]
+    assert cards(redis_client) == 0
+
+
+def test_a_recurring_tasks_entry_moves_on_to_its_next_slot(beat, fields, outbox, redis_client):
+    task = create(fields, schedule={"type": "interval", "every": 3600})
+    with db.transaction() as session:
+        session.execute(update(Task).values(next_run_at=db.now(session)))
+    beat.tick()
+    assert len(outbox.sent) == 1
+    with db.transaction() as session:
+        next_run_at = session.get_one(Task, task.id).next_run_at
+    key = entries.prefix(task.bucket) + str(task.id)
+    assert redis_client.zscore(entries.schedule_key(task.bucket), key) == next_run_at.timestamp()
+
+
+@pytest.mark.parametrize("change", ["pause", "delete"])
+def test_a_task_that_is_paused_or_deleted_loses_its_entry(beat, fields, redis_client, change):
+    task = once(fields, 3600)
+    beat.tick()
+    assert cards(redis_client) == 1
+    with db.transaction() as session:
+        if change == "pause":
+            tasks.pause(session, db.now(session), task.id, None)
+        else:
+            tasks.delete(session, db.now(session), task.id)
+    beat.tick()
+    assert cards(redis_client) == 0
+
+
+def test_an_emptied_redis_is_filled_again_at_the_next_ticks(beat, fields, redis_client):
+    for _ in range(5):
+        once(fields, 3600)
+    beat.tick()
+    redis_client.flushdb()
+    beat.tick()
+    beat.tick()
+    assert cards(redis_client) == 5
+    assert beat.entries.incomplete(range(settings.load().PUNCTUAL_BUCKETS)) == set()
+
+
+def test_a_rebuild_goes_in_batches_the_soonest_first_and_rings_between_them(
+    beat, fields, outbox, redis_client, monkeypatch
+):
+    monkeypatch.setattr(scheduler, "REBUILD_BATCH", 2)
+    far = [once(fields, 3600 + n) for n in range(4)]
+    with db.transaction() as session:
+        session.execute(update(Task).values(mirrored_version=Task.version))
+    beat.tick()
+    assert cards(redis_client) == 2
+    soon = create(fields, schedule={"type": "now"})
+    beat.tick()
+    assert [message.ticket.task for message in outbox.sent] == [soon.id]
+    for _ in range(2):
+        beat.tick()
+    assert cards(redis_client) == len(far)
+
+
+def test_a_member_that_is_no_task_is_set_aside_and_its_neighbours_ring(beat, fields, outbox, redis_client):
+    beat.tick()
+    redis_client.zadd(entries.schedule_key(0), {"garbage": 1})
+    task = create(fields, schedule={"type": "now"})
+    beat.tick()
+    assert [message.ticket.task for message in outbox.sent] == [task.id]
+    assert redis_client.zcard(entries.schedule_key(0)) == 0
+
+
+def test_an_entry_of_a_task_that_is_gone_is_taken_out(beat, fields, redis_client):
+    task = once(fields, 3600)
+    beat.tick()
+    with db.transaction() as session:
+        session.delete(session.get_one(Task, task.id))
+    redis_client.zadd(entries.schedule_key(task.bucket), {entries.prefix(task.bucket) + str(task.id): 1})
+    beat.tick()
+    assert cards(redis_client) == 0
+
+
+def test_an_entry_that_rings_too_early_fires_nothing(beat, fields, outbox, redis_client):
+    task = once(fields, 3600)
+    beat.tick()
+    key = entries.prefix(task.bucket) + str(task.id)
+    redis_client.zadd(entries.schedule_key(task.bucket), {key: 1})
+    beat.tick()
+    assert outbox.sent == []
+    assert redis_client.zscore(entries.schedule_key(task.bucket), key) == task.next_run_at.timestamp()
+
+
+def test_without_redis_a_tick_raises_nothing_and_gives_up_its_leases(beat, monkeypatch):
+    beat.tick()
+    assert beat.leases.held()
+    away = redis.Redis(port=1, retry=None)
+    monkeypatch.setattr(beat.leases, "client", away)
+    beat.tick()
+    assert beat.leases.held() == set()
+    away.close()
+
+
+def test_a_tick_that_fails_for_any_other_cause_is_followed_by_the_next(beat, fields, outbox, monkeypatch):
+    create(fields, schedule={"type": "now"})
+    monkeypatch.setattr(outbox, "publish", lambda _: 1 / 0)
+    beat.tick()
+    monkeypatch.undo()
+    monkeypatch.setattr(beat, "_listen", lambda *_: None)
+    beat.tick()
+    with db.transaction() as session:
+        assert session.scalars(select(Run.state)).all() == ["pending"]  # the chore publish_pending has it

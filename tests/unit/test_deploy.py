@@ -1,0 +1,128 @@
+"""What is written down for deployment fits together: Procfile, compose file, image, pinned requirements."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.settings import Settings
+from deploy import postgresql, processes
+
+ROOT = Path(__file__).parent.parent.parent
+PROCFILE = dict(re.findall(r"^(\w+): (.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE))
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "punctual"}
+FLOWERS_OWN = {"FLOWER_BASIC_AUTH"}
+
+
+def pins(name):
+    """The packages that a compiled file pins, with their versions."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+
+def without_options(command):
+    return [word for word in shlex.split(command) if not re.match(r"--[\w-]+=", word)]
+
+
+def test_the_procfile_names_the_five_processes():
+    assert list(PROCFILE) == ["web", "beat", "worker", "flower", "release"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_runs_a_line_of_the_procfile_but_for_options(name):
+    line = PROCFILE[name.rstrip("0123456789")]
+    assert without_options(OURS[name]["command"]) == without_options(line)
+
+
+def test_each_process_of_the_procfile_has_a_container():
+    assert {name.rstrip("0123456789") for name in OURS} == PROCFILE.keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_is_given_only_settings_that_exist(name):
+    assert OURS[name]["environment"].keys() - FLOWERS_OWN <= Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_starts_when_what_it_needs_is_there(name):
+    assert {store for store in OURS[name]["depends_on"] if store != "release"} <= COMPOSE[
+        "services"
+    ].keys() - OURS.keys()
+    assert all("healthcheck" in COMPOSE["services"][store] for store in OURS[name]["depends_on"] if store != "release")
+
+
+def test_the_example_of_secrets_names_each_that_compose_requires():
+    required = set(re.findall(r"\$\{(\w+):\?", (ROOT / "docker-compose.yml").read_text()))
+    example = re.findall(r"^(\w+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert set(example) == required
+
+
+def test_compose_publishes_on_the_loopback_only():
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert published
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
+
+
+def test_the_image_copies_only_what_its_context_holds():
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert sorted(copied) == sorted(allowed)
+    assert [path for path in copied if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["main", "local", "test"])
+def test_every_pin_has_hashes_and_no_address(name):
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert "://" not in text
+    assert "--find-links" not in text
+    assert [
+        block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:] if "--hash=sha256:" not in block
+    ] == []
+
+
+def test_what_is_tested_is_what_is_run():
+    assert pins("main").items() <= pins("local").items() <= pins("test").items()
+
+
+def test_what_is_asked_for_is_pinned():
+    for name in ("main", "local", "test"):
+        asked = re.findall(r"^([\w.-]+)", (ROOT / "requirements" / f"{name}.in").read_text(), re.MULTILINE)
+        assert {package for package in asked if not package.startswith("-")} <= pins(name).keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "fits"),
+    [
+        ("/srv/punctual/.data/postgresql", True),
+        ("/srv/" + 79 * "d", True),
+        ("/srv/" + 80 * "d", False),
+        ("/srv/two words", False),  # would have to be quoted in too many places
+        ("/srv/a,b", False),  # two hosts, to libpq
+        ("/srv/a:b", False),  # a host and its port, to SQLAlchemy
+        ("/srv/é", False),
+    ],
+)
+def test_a_socket_is_put_where_its_path_is_short_and_plain(path, fits):
+    assert postgresql._takes_socket(Path(path)) == fits  # noqa: SLF001
+
+
+def test_the_socket_of_a_person_is_reached_by_its_url():
+    url = postgresql._url(Path("/srv/punctual/.data/postgresql"))  # noqa: SLF001
+    assert url == "postgresql+psycopg://postgres@/punctual?host=%2Fsrv%2Fpunctual%2F.data%2Fpostgresql&port=5432"
+
+
+def test_a_secret_is_made_once_and_is_its_owners_alone(tmp_path):
+    made = processes.secret(tmp_path / "key")
+    assert len(made) > 40
+    assert processes.secret(tmp_path / "key") == made
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_port_that_is_taken_is_not_free():
+    taken = processes.free_port()
+    assert processes.free_port(wanted=taken) == taken
+    with processes.socket.create_server(("127.0.0.1", taken)):
+        assert processes.free_port(wanted=taken) != taken
