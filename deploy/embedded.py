@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from deploy import postgresql, processes
 from deploy.processes import StartError
@@ -99,7 +101,7 @@ def _redis_program(folder: Path) -> processes.Program:
 
 def _answers(port: int, password: str) -> bool:
     try:
-        with redis.Redis(port=port, password=password, socket_timeout=3) as client:
+        with redis.Redis(port=port, password=password, socket_timeout=3, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.RedisError:  # not up yet, or still reading its file
         return False

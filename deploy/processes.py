@@ -214,11 +214,25 @@ def _end(found: Sequence[psutil.Process]) -> None:
             if process.ppid() not in pids:  # the parent ends its children in its own way
                 # postgres: SIGINT ends it at once and safely, SIGTERM waits for its clients
                 process.send_signal(signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
-    _, alive = psutil.wait_procs(found, timeout=LEFTOVER_PATIENCE)
-    for process in alive:
+    for process in _alive_after(LEFTOVER_PATIENCE, found):
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=LEFTOVER_PATIENCE)
+    _alive_after(LEFTOVER_PATIENCE, found)
+
+
+def _alive_after(seconds: float, found: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that are alive at the deadline; returns before it when none is."""
+    end = time.monotonic() + seconds
+    while (alive := [process for process in found if is_alive(process)]) and time.monotonic() < end:
+        time.sleep(POLL)
+    return alive
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether the process does anything yet: a zombie waits for its parent, in some containers for ever."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _is_store(process: psutil.Process) -> bool:

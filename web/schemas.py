@@ -174,6 +174,9 @@ class ForecastSchema(SlotsSchema):
     description = fields.String()
     warnings = fields.List(fields.String())
 
+    class Meta(Schema.Meta):
+        fields = ("description", "slots", "warnings")
+
 
 class PageSchema(Schema):
     """A part of a list; `next` as `after` gives the part behind it, null says that there is none."""

@@ -112,9 +112,8 @@ def _is_slot(table: timetable.Timetable, slot: datetime) -> bool:
 
 
 def _night(times: list[datetime], change: zones.Change, zone: ZoneInfo) -> str:
-    shown = words.joined([f"{each:%H:%M}" for each in times[:_MANY]])
-    if len(times) > _MANY:
-        shown += f" and {len(times) - _MANY} more"
+    more = [f"{len(times) - _MANY} more"] if len(times) > _MANY else []
+    shown = words.joined([*(f"{each:%H:%M}" for each in times[:_MANY]), *more])
     night, one = f"{times[0]:%Y-%m-%d}", len(times) == 1
     if change.after > change.before:
         verb, runs = ("does", "it runs once,") if one else ("do", "they run once, together,")

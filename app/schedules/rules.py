@@ -7,7 +7,8 @@ year alone; the steps of INTERVAL are counted here, and a rule that began long a
 import bisect
 import functools
 import itertools
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -52,7 +53,7 @@ class Rule:
     parts: parts.Parts
     starts: datetime
     zone: ZoneInfo
-    times: tuple[int, ...]
+    times: Sequence[int]
 
     @functools.cached_property
     def begins(self) -> datetime:
@@ -183,7 +184,7 @@ def _day_parts(rule: parts.Parts, start: date) -> tuple[tuple[int, ...], tuple[i
     return rule.month, (), tuple((day, 0) for day in range(_WEEK))
 
 
-def _times(rule: parts.Parts, begins: datetime) -> tuple[int, ...]:
+def _times(rule: parts.Parts, begins: datetime) -> Sequence[int]:
     """The seconds of each day at which the rule is due. Steps that do not divide a day are refused before."""
     hours = rule.hour or (range(24) if rule.fine else (begins.hour,))
     minutes = rule.minute or (range(60) if rule.freq in ("MINUTELY", "SECONDLY") else (begins.minute,))
@@ -195,7 +196,7 @@ def _times(rule: parts.Parts, begins: datetime) -> tuple[int, ...]:
         unit = rule.unit // zones.SECOND
         first = begins.hour * 3600 + begins.minute * 60 + begins.second
         times = (t for t in times if _steps(rule, t // unit - first // unit))
-    found = tuple(sorted(times))
+    found = array("I", sorted(times))  # compact: many rules are kept, each of up to MAX_TIMES
     if not found:
         raise errors.Invalid(_NEVER)
     if len(found) > MAX_TIMES:

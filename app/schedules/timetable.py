@@ -55,7 +55,7 @@ class Timetable:
 
     def _nominal(self, since: datetime) -> Iterator[datetime]:
         if self.starts_at is not None:
-            since = max(since, self.starts_at - _TICK)
+            since = max(since, max(self.starts_at, zones.FLOOR) - _TICK)
         return nominal(self.schedule, since)
 
     def _within_bounds(self, slots: Iterator[datetime]) -> Iterator[datetime]:

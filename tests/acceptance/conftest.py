@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import redis
-
 import stack as stacks
 from stores import GIVEN, need, new_database
 

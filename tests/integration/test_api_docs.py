@@ -1,10 +1,13 @@
 """The OpenAPI document says the truth, and its page needs nothing from the internet."""
 
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+GUIDE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 DOCUMENT = "/api/v1/openapi.json"
 
 
@@ -103,3 +106,14 @@ def test_the_styles_load_nothing_more(stranger):
 @pytest.mark.parametrize("path", ["nothing.js", "..%2f__init__.py", "%2e%2e/flask_swagger_ui.py", "/etc/passwd"])
 def test_no_other_file_can_be_read_there(stranger, path):
     assert stranger.get(f"/api/docs/assets/{path}").status_code == 404
+
+
+def test_the_guide_names_every_call(document):
+    calls = {(method, f"/api/v1{path}") for method, path in re.findall(r"^\| `(\w+) (/\S+)` \|", GUIDE, re.MULTILINE)}
+    assert calls == {call for call in operations(document) if call[1].startswith("/api/v1")}
+
+
+@pytest.mark.parametrize("text", re.findall(r"```json\n(.*?)```|/tasks --json '(.*?)'", GUIDE, re.DOTALL), ids=str)
+def test_the_tasks_in_the_guide_can_be_registered(client, text):
+    answer = client.post("/api/v1/tasks", json=json.loads("".join(text)))
+    assert answer.status_code == 201, answer.json

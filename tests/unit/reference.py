@@ -16,7 +16,7 @@ NAMES = {
     name: str(number)
     for names in ("JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC",)
     for number, name in enumerate(names.split(), start=1)
-} | {name: str(number) for number, name in enumerate(("SUN MON TUE WED THU FRI SAT").split())}
+} | {name: str(number) for number, name in enumerate(["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"])}
 
 
 @functools.cache
@@ -52,9 +52,7 @@ def walk(
     found: list[datetime] = []
     latest: datetime | None = None  # the latest time that the clock has ever shown
     for instant, shown in window:
-        if real:
-            due = match(shown)
-        elif latest is None:
+        if real or latest is None:
             due = match(shown)
         elif shown <= latest:
             due = False
