@@ -24,9 +24,12 @@ LIBPQ_OPTIONS = (
 
 
 @cache
-def engine() -> Engine:
-    """This process's engine. Connections must not cross a fork: a child calls `forget` first."""
-    return create_engine(
+def engines() -> tuple[Engine, Engine]:
+    """This process's engine, and the same one without transactions of its own: both share a pool.
+
+    Connections must not cross a fork: a child calls `forget` first.
+    """
+    engine = create_engine(
         settings.load().DATABASE_URL.get_secret_value(),
         pool_size=5,
         max_overflow=10,
@@ -45,11 +48,12 @@ def engine() -> Engine:
             "tcp_user_timeout": 8000,
         },
     )
+    return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def forget() -> None:
     """Drops the connections inherited over a fork without closing them: they are the parent's."""
-    engine().dispose(close=False)
+    engines()[0].dispose(close=False)
 
 
 def transaction() -> AbstractContextManager[Session]:
@@ -58,17 +62,12 @@ def transaction() -> AbstractContextManager[Session]:
     A pooled connection that PostgreSQL has closed meanwhile counts as away, once: all of the pool is then made
     anew. To ask each connection first whether it still stands would cost every transaction a round trip.
     """
-    return _session(engine())
+    return _session(engines()[0])
 
 
 def statement() -> AbstractContextManager[Session]:
     """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
-    return _session(_autocommit())
-
-
-@cache
-def _autocommit() -> Engine:
-    return engine().execution_options(isolation_level="AUTOCOMMIT")
+    return _session(engines()[1])
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, Integer, Text, Uuid, select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, policies, runs, tasks
+from app import db, errors, policies, runs, schedules
 from app.messages import Message
 from app.models import Task
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger
@@ -145,6 +145,17 @@ def send(publish: Publish, batch: Sequence[Message]) -> int:
     return len(confirmed)
 
 
+def timetable(task: Any, now: datetime) -> schedules.Timetable:
+    """The pure view of when a task, or a row of its columns, is due."""
+    return schedules.Timetable(
+        task_id=task.id,
+        schedule=schedules.parse(task.schedule, now=now),
+        starts_at=task.starts_at,
+        ends_at=task.ends_at,
+        jitter=task.jitter,
+    )
+
+
 def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, str]]:
     """The plans, and the tasks whose slots cannot be computed: they must not hold up their neighbours."""
     plans, poisoned = [], {}
@@ -166,7 +177,7 @@ def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) ->
 
 def _plan(task: Any, now: datetime) -> _Plan:
     """What is due of a task by its schedule, its bounds and its catch-up policy. Pure."""
-    table = tasks.timetable(task, now)
+    table = timetable(task, now)
     horizon = now - task.catchup_window if task.catchup_window is not None else task.next_run_at
     slots = [slot for slot in (task.next_run_at,) if slot >= horizon]
     slots += table.between(max(task.next_run_at, horizon - timedelta(microseconds=1)), now)

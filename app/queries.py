@@ -95,6 +95,13 @@ def runs(
     return _page(session, query, Run.scheduled_for, Run.id, limit, after)
 
 
+def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
+    """The runs of a task, which a deleted one has kept. Raises NotFound where there never was such a task."""
+    if session.get(Task, task_id) is None:
+        raise errors.NotFound("There is no such task.")
+    return runs(session, task_id=task_id, **filters)
+
+
 def targets(session: Session) -> list[Target]:
     """What the workers have offered, by name."""
     return list(session.scalars(select(Target).order_by(Target.name)))

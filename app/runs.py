@@ -200,7 +200,9 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
     due = select(Run.id, Run.scheduled_for).where(
         Run.state == RunState.RETRYING, Run.retry_at <= func.statement_timestamp()
     )
-    return _take(session, due.limit(limit), attempt=Run.attempt + 1, retry_at=None, reason=None)
+    # the run shows the attempt to come: what is past stands in `attempts`
+    fresh = {"worker": None, "attempt_started_at": None, "error": None, "reason": None, "retry_at": None}
+    return _take(session, due.limit(limit), attempt=Run.attempt + 1, **fresh)
 
 
 def take_vanished(session: Session, queue: str, limit: int = BATCH) -> list[Message]:

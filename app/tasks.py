@@ -3,9 +3,9 @@
 Each takes a session and `now`, and never commits. `fields` are what `schemas.TaskSchema` loads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import errors, policies, runs, schedules, settings
+from app import dispatch, errors, policies, runs, schedules, settings
 from app.models import Run, Target, Task
 from app.states import Reason, TaskState, Trigger
 
@@ -108,38 +108,21 @@ def delete(session: Session, now: datetime, task_id: UUID, *, version: int | Non
 def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Run:
     """A run right now, whatever the schedule says, with the task's arguments or with these."""
     task = _lock(session, task_id)
-    new = runs.NewRun(id=uuid4(), task=task, slot=now, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
-    while not runs.record(session, now, [new]):  # the very microsecond is taken, by a slot or another call
-        new = runs.NewRun(
-            id=new.id,
-            task=task,
-            slot=new.slot + timedelta(microseconds=1),
-            trigger=new.trigger,
-            args=args,
-            kwargs=kwargs,
-        )
+    for slot in (_whole(now) + timedelta(milliseconds=n) for n in count()):
+        new = runs.NewRun(id=uuid4(), task=task, slot=slot, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
+        if runs.record(session, now, [new]):  # else the very millisecond is taken, by a slot or another call
+            break
     return session.scalars(select(Run).where(Run.id == new.id, Run.scheduled_for == new.slot)).one()
 
 
-def upcoming(session: Session, now: datetime, task_id: UUID, count: int) -> list[datetime]:
+def upcoming(session: Session, now: datetime, task_id: UUID, limit: int) -> list[datetime]:
     """The next slots that will be fired as the task stands."""
     task = _find(session, task_id)
     if task.next_run_at is None:
         return []
-    left = count if task.max_runs is None else min(count, task.max_runs - task.run_count)
-    after = timetable(task, now).upcoming(task.next_run_at)
+    left = limit if task.max_runs is None else min(limit, task.max_runs - task.run_count)
+    after = dispatch.timetable(task, now).upcoming(task.next_run_at)
     return [task.next_run_at, *islice(after, max(left - 1, 0))] if left > 0 else []
-
-
-def timetable(task: Any, now: datetime) -> schedules.Timetable:
-    """The pure view of when a task, or a row of its columns, is due."""
-    return schedules.Timetable(
-        task_id=task.id,
-        schedule=schedules.parse(task.schedule, now=now),
-        starts_at=task.starts_at,
-        ends_at=task.ends_at,
-        jitter=task.jitter,
-    )
 
 
 def bucket(task_id: UUID) -> int:
@@ -176,7 +159,7 @@ def _columns(fields: Fields, now: datetime) -> dict[str, Any]:
     nested = {"catchup", "retry", "schedule"}
     columns = {name: value for name, value in fields.items() if name not in nested}
     if "schedule" in fields:
-        columns["schedule"] = schedules.dump(_parse(fields["schedule"], now))
+        columns["schedule"] = schedules.dump(parse(fields["schedule"], now))
     columns |= {f"catchup_{name}": value for name, value in fields.get("catchup", {}).items()}
     retry = dict(fields.get("retry", {}))
     if "jitter" in retry:
@@ -184,20 +167,27 @@ def _columns(fields: Fields, now: datetime) -> dict[str, Any]:
     return columns | retry
 
 
-def _parse(schedule: Any, now: datetime) -> schedules.Schedule:
+def parse(schedule: Any, now: datetime) -> schedules.Schedule:
+    """The schedule that a client gave. Raises Invalid that names its fields under `schedule`."""
     try:
-        return schedules.parse(schedule, now=now)
+        return schedules.parse(schedule, now=_whole(now))
     except errors.Invalid as exc:
         raise errors.Invalid(errors={"schedule": exc.errors}) from exc
 
 
+def slots(table: schedules.Timetable, now: datetime) -> Iterator[datetime]:
+    """The slots of a task that is registered now, one at least. Raises Invalid where it would have none."""
+    one_time = isinstance(table.schedule, schedules.Now | schedules.Once)
+    coming = table.upcoming(EPOCH if one_time else now)  # a one-time slot in the past is due at once
+    first = next(coming, None)
+    if first is None:
+        raise errors.Invalid(errors={"schedule": [_NEVER]})
+    return chain([first], coming)
+
+
 def _retime(task: Task, now: datetime) -> None:
     """Sets when the task is next due, seen from now. Raises Invalid where it is never due again."""
-    table = timetable(task, now)
-    one_time = isinstance(table.schedule, schedules.Now | schedules.Once)
-    slot = table.next_after(EPOCH if one_time else now)  # a one-time slot in the past is due at once
-    if slot is None:
-        raise errors.Invalid(errors={"schedule": [_NEVER]})
+    slot = next(slots(dispatch.timetable(task, now), now))
     if task.max_runs is not None and (task.run_count or 0) >= task.max_runs:
         raise errors.Invalid(errors={"max_runs": [f"It has had {task.run_count} runs already."]})
     task.next_run_at = slot
@@ -209,7 +199,7 @@ def _pass_over(session: Session, now: datetime, task: Task) -> None:
     """Moves a paused task past the slots that fell into its pause; the newest is recorded for all of them."""
     if task.next_run_at is None or task.next_run_at > now:
         return
-    table = timetable(task, now)
+    table = dispatch.timetable(task, now)
     passed = [task.next_run_at, *islice(table.between(task.next_run_at, now), policies.MAX_COUNT)]
     slot = passed[-1]
     skipped = runs.NewRun(
@@ -222,6 +212,11 @@ def _pass_over(session: Session, now: datetime, task: Task) -> None:
     )
     runs.record(session, now, [skipped])
     task.next_run_at = table.next_after(now)
+
+
+def _whole(now: datetime) -> datetime:
+    """Now in whole milliseconds: a slot is what answers show of it."""
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 def _touch(task: Task, now: datetime) -> None:

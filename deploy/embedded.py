@@ -126,7 +126,7 @@ def _remove_stale(folder: Path) -> None:
     if seen.st_uid == os.geteuid() and time.time() - seen.st_mtime > STALE_AFTER:
         with processes.hold(folder):
             processes.end_leftovers(folder.resolve())
-            shutil.rmtree(folder)
+            postgresql.remove(folder.resolve())
 
 
 def run(command: Sequence[str], data: Path) -> int:

@@ -28,6 +28,7 @@ from deploy.processes import StartError
 VERSIONS = {16: "pginstall", 18: "pginstall18"}
 """Where the wheel has which version."""
 
+FOLDER = "postgresql"
 DATABASE = "punctual"
 SUPERUSER = "postgres"
 PORT = 5432
@@ -56,7 +57,7 @@ class Account:
 @contextmanager
 def running(data: Path) -> Iterator[str]:
     """Yields the URL of the database. Whoever calls this holds `data`."""
-    folder = data / "postgresql"
+    folder = data / FOLDER
     account = _account(folder)
     programs = _programs(folder)
     if account.is_other:
@@ -71,6 +72,12 @@ def running(data: Path) -> Iterator[str]:
             yield _url(sockets)
         finally:
             processes.stop([keeper])
+
+
+def remove(data: Path) -> None:
+    """Removes a data folder whose server does not run, and what lies elsewhere for it."""
+    shutil.rmtree(_aside(data / FOLDER), ignore_errors=True)
+    shutil.rmtree(data)
 
 
 def _account(folder: Path) -> Account:
@@ -197,8 +204,7 @@ def _socket_folder(folder: Path, account: Account) -> Iterator[Path]:
     if _takes_socket(folder):
         yield folder
         return
-    name = "punctual-socket-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    sockets = next(path for path in (Path(tempfile.gettempdir(), name), Path("/tmp", name)) if _takes_socket(path))  # noqa: S108
+    sockets = _aside(folder)
     with suppress(FileExistsError):
         sockets.mkdir(mode=0o700)
         os.chown(sockets, account.uid, -1)
@@ -209,6 +215,12 @@ def _socket_folder(folder: Path, account: Account) -> Iterator[Path]:
         yield sockets
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Always the same for the same data, so that a start after a SIGKILL clears it up."""
+    name = "punctual-socket-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return next(path for path in (Path(tempfile.gettempdir(), name), Path("/tmp", name)) if _takes_socket(path))  # noqa: S108
 
 
 def _takes_socket(folder: Path) -> bool:

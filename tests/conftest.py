@@ -46,7 +46,7 @@ def migrated(template: str) -> Iterator[str]:
         yield url
         from app import db  # noqa: PLC0415 - only after the environment stands
 
-        db.engine().dispose()
+        db.engines()[0].dispose()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def database(migrated: str) -> Iterator[str]:
     """The database, empty but for the targets that come with Punctual."""
     from app import db  # noqa: PLC0415
 
-    with db.engine().begin() as connection:
+    with db.engines()[0].begin() as connection:
         connection.execute(text(f"TRUNCATE {', '.join(TABLES)}"))
         connection.execute(
             text(
@@ -144,11 +144,11 @@ def statements():
         def note(_connection, _cursor, statement, *_):
             seen.append(statement)
 
-        event.listen(db.engine(), "before_cursor_execute", note)
+        event.listen(db.engines()[0], "before_cursor_execute", note)
         try:
             yield seen
         finally:
-            event.remove(db.engine(), "before_cursor_execute", note)
+            event.remove(db.engines()[0], "before_cursor_execute", note)
 
     return collect
 

@@ -87,6 +87,6 @@ def _forget():
     """Settings and connections are made again at next use."""
     from app import bell, db, settings  # noqa: PLC0415
 
-    db.engine().dispose()
-    for cached in (settings.load, db.engine, db._autocommit, bell.ringer):  # noqa: SLF001
+    db.engines()[0].dispose()
+    for cached in (settings.load, db.engines, bell.ringer):
         cached.cache_clear()

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import make_url
 
-from deploy import embedded, processes
+from deploy import embedded, postgresql, processes
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,7 +62,7 @@ def is_kept(urls):
 
 def running(data):
     """What runs for a data folder."""
-    return [process for process in psutil.process_iter() if processes._is_of(process, data)]  # noqa: SLF001
+    return [process for process in psutil.process_iter() if processes._is_of(process, data)]
 
 
 @contextmanager
@@ -215,3 +215,4 @@ def test_a_temporary_folder_whose_process_was_killed_is_removed_by_a_later_start
     with embedded.temporary():
         assert not folder.exists()
         assert running(folder) == []
+    assert not postgresql._aside(folder / "postgresql").exists()  # noqa: SLF001

@@ -86,7 +86,7 @@ def server(data, tmp_path):
 
 
 def running(data):
-    return [process for process in psutil.process_iter() if processes._is_of(process, data)]  # noqa: SLF001
+    return [process for process in psutil.process_iter() if processes._is_of(process, data)]
 
 
 def wait_ready(process, eventually):

@@ -12,11 +12,9 @@ from zoneinfo import ZoneInfo
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 
-NAMES = {
-    name: str(number)
-    for names in ("JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC",)
-    for number, name in enumerate(names.split(), start=1)
-} | {name: str(number) for number, name in enumerate(["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"])}
+MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
+WEEKDAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
+NAMES = {name: k for k, name in enumerate(MONTHS, start=1)} | {name: k for k, name in enumerate(WEEKDAYS)}
 
 
 @functools.cache
@@ -39,10 +37,8 @@ def changes(zone: str, year: int) -> list[datetime]:
 
 def slots(expression: str, window: Iterable[tuple[datetime, datetime]]) -> list[datetime]:
     """The contract, minute by minute."""
-    minute, hour, *_ = expression.upper().split()
-    match = matcher(expression)
-    del minute
-    return walk(match, window, real=_values(hour, 0, 23) == set(range(24)))
+    hours = _values(expression.split()[1], 0, 23)
+    return walk(matcher(expression), window, real=hours == set(range(24)))
 
 
 def walk(

@@ -106,11 +106,11 @@ def test_what_is_asked_for_is_pinned():
     ],
 )
 def test_a_socket_is_put_where_its_path_is_short_and_plain(path, fits):
-    assert postgresql._takes_socket(Path(path)) == fits  # noqa: SLF001
+    assert postgresql._takes_socket(Path(path)) == fits
 
 
 def test_the_socket_of_a_person_is_reached_by_its_url():
-    url = postgresql._url(Path("/srv/punctual/.data/postgresql"))  # noqa: SLF001
+    url = postgresql._url(Path("/srv/punctual/.data/postgresql"))
     assert url == "postgresql+psycopg://postgres@/punctual?host=%2Fsrv%2Fpunctual%2F.data%2Fpostgresql&port=5432"
 
 

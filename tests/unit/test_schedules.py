@@ -1,8 +1,10 @@
 """Reading and writing schedules, intervals, bounds and jitter."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -289,3 +291,12 @@ def test_the_last_slot_has_jitter_too_and_may_pass_the_end():
     assert slot > ends_at
     once = table(GOOD[1], jitter=timedelta(hours=1)).next_after(NOW)
     assert timedelta(0) < once - datetime(2026, 12, 24, 17, tzinfo=UTC) < timedelta(hours=1)
+
+
+def test_the_examples_of_the_documentation_are_read():
+    page = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    examples = [json.loads(example) for example in re.findall(r"`(\{.*?\})`", page)]
+    assert {example["type"] for example in examples} == {"now", "once", "cron", "interval", "rrule"}
+    for example in examples:
+        holds(example)
+        assert read(example)[0] is not None

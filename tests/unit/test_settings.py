@@ -52,7 +52,7 @@ def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path)
     ],
 )
 def test_a_mistake_is_told_in_one_line_that_names_the_setting(changed, line):
-    with pytest.raises(ValueError, match="^[^\n]*$") as caught:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         Settings.read(GIVEN | changed)
     assert str(caught.value).startswith(line)
 

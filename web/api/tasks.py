@@ -5,7 +5,7 @@ from uuid import UUID
 
 import flask
 
-from app import bell, clock, db, errors, models, queries, schemas, tasks
+from app import bell, clock, db, models, queries, schemas, tasks
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
 
@@ -135,9 +135,7 @@ def upcoming(wanted: Fields, task_id: UUID) -> Fields:
 def runs(wanted: Fields, task_id: UUID) -> queries.Page[models.Run]:
     """Lists the runs of a task, newest slot first; a deleted task has kept them."""
     with db.transaction() as session:
-        if session.get(models.Task, task_id) is None:
-            raise errors.NotFound("There is no such task.")
-        return queries.runs(session, task_id=task_id, **wanted)
+        return queries.task_runs(session, task_id, **wanted)
 
 
 def tag(task: models.Task) -> dict[str, str]:
