@@ -14,6 +14,7 @@ PUBLIC = frozenset(
         "api-docs.openapi_json",
         "api-docs.openapi_swagger_ui",
         "docs.asset",
+        "docs.start",
         "health.process",
         "health.stores",
     }

@@ -212,6 +212,7 @@ def test_the_next_slot_of_an_interval_is_exact_from_anywhere(millis, micros):
     slot = mine.next_after(instant)
     if slot is not None:  # None: beyond the horizon
         assert slot > instant
+        assert slot >= NOW
         assert slot == NOW or (slot - NOW) % every == timedelta(0)
         assert slot - every <= instant or slot == NOW
 

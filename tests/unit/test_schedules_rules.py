@@ -158,6 +158,13 @@ def test_the_last_friday_and_the_last_weekday_of_the_month():
     assert shown("RRULE:FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1", 3)[-1] == "2026-05-29 09:00"
 
 
+def test_the_first_day_of_the_week_decides_which_weeks_are_skipped():
+    # RFC 5545, 3.8.5.3
+    text, starts = "FREQ=WEEKLY;INTERVAL=2;COUNT=4;BYDAY=TU,SU;WKST=", "1997-08-05T09:00:00Z"
+    assert [day[5:10] for day in shown(f"{text}MO", 9, starts)] == ["08-05", "08-10", "08-19", "08-24"]
+    assert [day[5:10] for day in shown(f"{text}SU", 9, starts)] == ["08-05", "08-17", "08-19", "08-31"]
+
+
 def test_a_week_number_alone_means_the_weekday_of_the_start():
     assert shown("FREQ=YEARLY;BYWEEKNO=20", 2) == ["2026-05-11 09:00", "2027-05-17 09:00"]
 
