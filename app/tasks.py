@@ -19,7 +19,7 @@ from app.states import Reason, TaskState, Trigger
 
 Fields = Mapping[str, Any]
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1900, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 """The fields that decide when a task is due."""

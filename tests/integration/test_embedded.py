@@ -215,4 +215,4 @@ def test_a_temporary_folder_whose_process_was_killed_is_removed_by_a_later_start
     with embedded.temporary():
         assert not folder.exists()
         assert running(folder) == []
-    assert not postgresql._aside(folder / "postgresql").exists()  # noqa: SLF001
+    assert not postgresql._aside(folder / "postgresql").exists()
