@@ -9,6 +9,7 @@ each finds nothing due any more, or a slot that is recorded already.
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,12 +20,14 @@ from uuid import UUID
 from sqlalchemy import DateTime, Integer, Text, Uuid, select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, policies, runs, schedules
+from app import db, errors, outbox, policies, runs, schedules
 from app.messages import Message
 from app.models import Task
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger
 
 BATCH = 500
+
+TICK = timedelta(microseconds=1)
 
 Publish = Callable[[Sequence[Message]], list[Message]]
 """Sends a batch and returns what was confirmed: `broker.Publisher.publish`."""
@@ -131,7 +134,7 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     next_run_at |= dict.fromkeys(poisoned) | {plan.task.id: plan.next_run_at for plan in plans}
     next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
     sendable = [run for run in new if run.id in recorded and not run.skipped]
-    return Fired(messages=[runs.message(run.task, run) for run in sendable], next_run_at=next_run_at)
+    return Fired(messages=[outbox.message(run.task, run) for run in sendable], next_run_at=next_run_at)
 
 
 def send(publish: Publish, batch: Sequence[Message]) -> int:
@@ -178,25 +181,32 @@ def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) ->
 def _plan(task: Any, now: datetime) -> _Plan:
     """What is due of a task by its schedule, its bounds and its catch-up policy. Pure."""
     table = timetable(task, now)
-    horizon = now - task.catchup_window if task.catchup_window is not None else task.next_run_at
-    slots = [slot for slot in (task.next_run_at,) if slot >= horizon]
-    slots += table.between(max(task.next_run_at, horizon - timedelta(microseconds=1)), now)
+    horizon = _horizon(task, table, now)
+    # the slot that was promised is recorded as it was, even if the zone's rules have changed since
+    slots = [task.next_run_at] if task.next_run_at >= horizon else []
+    slots += table.between(max(task.next_run_at, horizon - TICK), now)
     due = policies.settle(slots, now, Catchup(task.catchup_policy))
     if task.next_run_at < horizon:
         due.insert(0, _beyond(task, table, horizon))
-    next_run_at = table.next_after(now)
-    if task.max_runs is not None:
-        left = task.max_runs - task.run_count
-        wanted = [due for due in due if not due.skipped]
-        if len(wanted) >= left:
-            next_run_at = None
-            due = [d for d in due if d.skipped or d in wanted[:left]]
-    return _Plan(task=task, due=due, next_run_at=next_run_at)
+    left = math.inf if task.max_runs is None else task.max_runs - task.run_count
+    due, left = policies.bound(due, left)
+    return _Plan(task=task, due=due, next_run_at=table.next_after(now) if left > 0 else None)
 
 
-def _beyond(task: Any, table: Any, horizon: datetime) -> policies.Due:
+def _horizon(task: Any, table: schedules.Timetable, now: datetime) -> datetime:
+    """How far back slots are looked at one by one: the catch-up window, and never more than MAX_COUNT slots."""
+    slot: datetime = task.next_run_at
+    if task.catchup_window is None:
+        return slot
+    following = table.next_after(slot)
+    window: timedelta = task.catchup_window
+    counted = window if following is None else policies.MAX_COUNT * (following - slot)
+    return now - min(window, counted)
+
+
+def _beyond(task: Any, table: schedules.Timetable, horizon: datetime) -> policies.Due:
     """What stands for the slots that are older than the catch-up window: the oldest, recorded as skipped."""
-    others = islice(table.between(task.next_run_at, horizon - timedelta(microseconds=1)), policies.MAX_COUNT)
+    others = islice(table.between(task.next_run_at, horizon - TICK), policies.MAX_COUNT)
     return policies.Due(slot=task.next_run_at, missed=sum(1 for _ in others), skipped=True)
 
 

@@ -28,6 +28,17 @@ class Due:
     skipped: bool = False
 
 
+def bound(due: Sequence[Due], left: float) -> tuple[list[Due], float]:
+    """The first of them that `max_runs` leaves room for, and how much room is left. Skipped ones take none."""
+    kept = []
+    for each in due:
+        if not each.skipped and left <= 0:
+            break
+        kept.append(each)
+        left -= not each.skipped
+    return kept, left
+
+
 def settle(slots: Sequence[datetime], now: datetime, policy: Catchup) -> list[Due]:
     """What is to be recorded for the due `slots`, which ascend and end at `now`.
 

@@ -21,6 +21,8 @@ Fields = Mapping[str, Any]
 
 EPOCH = datetime(1900, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+"""How far back a recurring task catches up where nothing is said; a one-time task runs however late."""
+
 TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 """The fields that decide when a task is due."""
 
@@ -137,6 +139,8 @@ _NEVER = "This schedule has no slot from now on, so it would never fire."
 def _new(now: datetime, fields: Fields) -> Task:
     task_id = uuid4()
     columns = _columns(fields, now)
+    if columns["catchup_window"] is None and not _is_one_time(columns["schedule"]):
+        columns["catchup_window"] = DAY
     columns["name"] = columns.get("name") or f"{fields['target']}-{task_id.hex[:8]}"
     task = Task(
         id=task_id,
@@ -212,6 +216,10 @@ def _pass_over(session: Session, now: datetime, task: Task) -> None:
     )
     runs.record(session, now, [skipped])
     task.next_run_at = table.next_after(now)
+
+
+def _is_one_time(schedule: Mapping[str, Any]) -> bool:
+    return schedule["type"] in {"now", "once"}
 
 
 def _whole(now: datetime) -> datetime:

@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app import broker, db, dispatch, errors, runs
+from app import broker, db, dispatch, errors, outbox, runs
 from app.messages import Message
 from app.models import Run
 from app.states import RunState
@@ -101,10 +101,10 @@ class Chores:
         return len(fired.next_run_at) >= dispatch.BATCH
 
     def publish_pending(self) -> bool:
-        return self._publish(runs.take_pending)
+        return self._publish(outbox.take_pending)
 
     def publish_retries(self) -> bool:
-        return self._publish(runs.take_retries)
+        return self._publish(outbox.take_retries)
 
     def rescue_lost(self) -> bool:
         if not self.contact.holds(runs.LOST_AFTER + timedelta(seconds=2)):
@@ -126,9 +126,9 @@ class Chores:
             gone = queued - (broker.depth(queue) or 0)
             if gone > 0:
                 with db.transaction() as session:
-                    vanished = runs.take_vanished(session, queue, min(gone, runs.BATCH))
+                    vanished = outbox.take_vanished(session, queue, min(gone, outbox.BATCH))
                 log.info("queue %s holds %d messages too few: sending them again", queue, gone)
-                more |= dispatch.send(self.publisher.publish, vanished) >= runs.BATCH
+                more |= dispatch.send(self.publisher.publish, vanished) >= outbox.BATCH
         return more
 
     def _queued(self) -> list[tuple[str, int]]:
@@ -142,7 +142,7 @@ class Chores:
         with db.transaction() as session:
             batch = take(session)
         # where the broker takes nothing there is no use in another batch at once
-        return dispatch.send(self.publisher.publish, batch) >= runs.BATCH
+        return dispatch.send(self.publisher.publish, batch) >= outbox.BATCH
 
 
 def make_partitions() -> bool:

@@ -20,7 +20,7 @@ from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
 from sqlalchemy import select, tuple_, update
 
-from app import bell, broker, clock, db, dispatch, errors, runs, settings
+from app import bell, broker, clock, db, dispatch, errors, outbox, settings
 from app.models import Task
 from app.states import TaskState
 from beat.chores import Chores
@@ -167,7 +167,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         """Sends a run that was recorded elsewhere; where it fails, the chore publish_pending does it."""
         with contextlib.suppress(errors.Unavailable):
             with db.transaction() as session:
-                batch = runs.take_run(session, run_id)
+                batch = outbox.take_run(session, run_id)
             dispatch.send(self.publisher.publish, batch)
 
     def _say_away(self, store: str, exc: Exception) -> None:

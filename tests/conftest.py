@@ -109,7 +109,7 @@ def fields():
     return make
 
 
-class Outbox:
+class Postbox:
     """Stands where the broker's publisher stands: keeps what it was given, and takes it or not, as told."""
 
     def __init__(self):
@@ -126,8 +126,8 @@ class Outbox:
 
 
 @pytest.fixture
-def outbox():
-    return Outbox()
+def postbox():
+    return Postbox()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, select, update
 
-from app import db, dispatch, runs, tasks
+from app import db, dispatch, outbox, runs, tasks
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import Reason, RunState, TaskState
@@ -51,43 +51,43 @@ def reread(task):
         return session.get_one(Task, task.id)
 
 
-def test_a_due_task_is_recorded_sent_and_queued(fields, outbox):
+def test_a_due_task_is_recorded_sent_and_queued(fields, postbox):
     task = make(fields, kwargs={"n": 1}, schedule={"type": "now"})
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     [run] = recorded(task)
     assert (run.state, run.trigger, run.attempt, run.missed) == (RunState.QUEUED, "schedule", 1, 0)
     assert run.id == runs.identify(task.id, run.scheduled_for)
-    [message] = outbox.sent
+    [message] = postbox.sent
     assert (message.target, message.kwargs) == ("debug.echo", {"n": 1})
     assert message.ticket == Ticket(task=task.id, run=run.id, slot=run.scheduled_for, attempt=1)
 
 
-def test_a_task_that_is_not_due_is_not_fired_and_its_next_slot_is_told(fields, outbox):
+def test_a_task_that_is_not_due_is_not_fired_and_its_next_slot_is_told(fields, postbox):
     task = make(fields, schedule={"type": "once", "at": (now() + timedelta(hours=1)).isoformat()})
-    fired = dispatch.fire(outbox.publish, [task.id])
-    assert not outbox.sent
+    fired = dispatch.fire(postbox.publish, [task.id])
+    assert not postbox.sent
     assert fired.next_run_at == {task.id: task.next_run_at}
 
 
-def test_firing_again_adds_nothing(fields, outbox):
+def test_firing_again_adds_nothing(fields, postbox):
     task = make(fields, schedule={"type": "now"})
     for _ in range(3):
-        dispatch.fire(outbox.publish, [task.id])
-    assert len(recorded(task)) == len(outbox.sent) == 1
+        dispatch.fire(postbox.publish, [task.id])
+    assert len(recorded(task)) == len(postbox.sent) == 1
 
 
-def test_a_slot_that_is_recorded_already_is_not_recorded_twice(fields, outbox):
+def test_a_slot_that_is_recorded_already_is_not_recorded_twice(fields, postbox):
     task = make(fields, schedule=every(60, ago=5))
     slot = make_due(task)
     with db.transaction() as session:
         new = runs.NewRun(id=runs.identify(task.id, slot), task=task, slot=slot, trigger="backfill")
         runs.record(session, slot, [new])
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     assert len(recorded(task)) == 1
-    assert not outbox.sent
+    assert not postbox.sent
 
 
-def test_two_firing_at_once_record_each_slot_once(fields, outbox):
+def test_two_firing_at_once_record_each_slot_once(fields, postbox):
     made = [make(fields, schedule={"type": "now"}) for _ in range(50)]
     ids = [task.id for task in made]
     barrier = Barrier(2)
@@ -95,91 +95,91 @@ def test_two_firing_at_once_record_each_slot_once(fields, outbox):
     def fire():
         barrier.wait()
         for _ in range(5):
-            dispatch.fire(outbox.publish, ids)
+            dispatch.fire(postbox.publish, ids)
 
     threads = [Thread(target=fire) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outbox.runs) == sorted(recorded(task)[0].id for task in made)
+    assert sorted(postbox.runs) == sorted(recorded(task)[0].id for task in made)
     assert all(len(recorded(task)) == 1 for task in made)
 
 
-def test_a_run_that_the_broker_did_not_take_stays_pending_and_is_sent_again(fields, outbox):
+def test_a_run_that_the_broker_did_not_take_stays_pending_and_is_sent_again(fields, postbox):
     task = make(fields, schedule={"type": "now"})
-    outbox.takes = False
-    dispatch.fire(outbox.publish, [task.id])
+    postbox.takes = False
+    dispatch.fire(postbox.publish, [task.id])
     [run] = recorded(task)
     assert run.state == RunState.PENDING
     with db.transaction() as session:
-        assert runs.take_pending(session) == []  # it may still be on its way
-        session.execute(update(Run).values(fired_at=Run.fired_at - runs.SENDING))
-        [message] = runs.take_pending(session)
+        assert outbox.take_pending(session) == []  # it may still be on its way
+        session.execute(update(Run).values(fired_at=Run.fired_at - outbox.SENDING))
+        [message] = outbox.take_pending(session)
     with db.transaction() as session:
-        assert runs.take_pending(session) == []  # now someone is sending it
-    outbox.takes = True
-    dispatch.send(outbox.publish, [message])
+        assert outbox.take_pending(session) == []  # now someone is sending it
+    postbox.takes = True
+    dispatch.send(postbox.publish, [message])
     assert recorded(task)[0].state == RunState.QUEUED
 
 
-def test_a_one_time_task_is_completed_when_it_is_fired(fields, outbox):
+def test_a_one_time_task_is_completed_when_it_is_fired(fields, postbox):
     task = make(fields, schedule={"type": "now"})
-    fired = dispatch.fire(outbox.publish, [task.id])
+    fired = dispatch.fire(postbox.publish, [task.id])
     assert fired.next_run_at == {task.id: None}
     task = reread(task)
     assert (task.state, task.next_run_at, task.run_count) == (TaskState.COMPLETED, None, 1)
 
 
-def test_a_recurring_task_goes_on_to_its_next_slot(fields, outbox):
+def test_a_recurring_task_goes_on_to_its_next_slot(fields, postbox):
     task = make(fields, schedule=every(60, ago=5))
     slot = make_due(task, ago=timedelta(seconds=5))
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     task = reread(task)
     assert task.last_run_at == slot
     assert timedelta(seconds=50) < task.next_run_at - slot <= timedelta(seconds=60)
 
 
-def test_max_runs_ends_a_task(fields, outbox):
+def test_max_runs_ends_a_task(fields, postbox):
     task = make(fields, schedule=every(1, ago=5), max_runs=2)
     make_due(task, ago=timedelta(seconds=5))
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     assert len(recorded(task)) == 2
     assert reread(task).state == TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("change", [tasks.pause, lambda s, n, i, _: tasks.delete(s, n, i)])
-def test_a_task_that_was_paused_or_deleted_is_not_fired(fields, outbox, change):
+def test_a_task_that_was_paused_or_deleted_is_not_fired(fields, postbox, change):
     task = make(fields, schedule={"type": "now"})
     with db.transaction() as session:
         change(session, now(), task.id, None)
-    fired = dispatch.fire(outbox.publish, [task.id])
-    assert not outbox.sent
+    fired = dispatch.fire(postbox.publish, [task.id])
+    assert not postbox.sent
     assert fired.next_run_at == {task.id: None}
 
 
-def test_an_entry_of_no_task_is_told_to_go(outbox):
+def test_an_entry_of_no_task_is_told_to_go(postbox):
     stranger = uuid4()
-    assert dispatch.fire(outbox.publish, [stranger]).next_run_at == {stranger: None}
+    assert dispatch.fire(postbox.publish, [stranger]).next_run_at == {stranger: None}
 
 
-def test_a_task_that_another_beat_is_firing_is_passed_over(fields, outbox):
+def test_a_task_that_another_beat_is_firing_is_passed_over(fields, postbox):
     task = make(fields, schedule={"type": "now"})
     with db.transaction() as session:
         session.scalars(select(Task).where(Task.id == task.id).with_for_update()).one()
-        fired = dispatch.fire(outbox.publish, [task.id])
+        fired = dispatch.fire(postbox.publish, [task.id])
     assert fired.next_run_at == {}
-    assert not outbox.sent
+    assert not postbox.sent
 
 
-def test_the_audit_path_fires_what_nobody_rang_and_has_it_mirrored_again(fields, outbox):
+def test_the_audit_path_fires_what_nobody_rang_and_has_it_mirrored_again(fields, postbox):
     late, fresh = make(fields, schedule=every(60, ago=30)), make(fields, schedule=every(60, ago=30))
     make_due(late, ago=timedelta(seconds=4))
     make_due(fresh, ago=timedelta(seconds=1))
     with db.transaction() as session:
         session.execute(update(Task).values(mirrored_version=Task.version))
-    dispatch.fire_overdue(outbox.publish, timedelta(seconds=3))
-    assert [message.ticket.task for message in outbox.sent] == [late.id]
+    dispatch.fire_overdue(postbox.publish, timedelta(seconds=3))
+    assert [message.ticket.task for message in postbox.sent] == [late.id]
     assert reread(late).mirrored_version == 0
     assert reread(fresh).mirrored_version == reread(fresh).version
 
@@ -193,44 +193,44 @@ def test_the_audit_path_fires_what_nobody_rang_and_has_it_mirrored_again(fields,
         ("none", ["skipped"] * 5 + ["queued"] * 2),
     ],
 )
-def test_after_downtime_the_catchup_policy_decides(fields, outbox, policy, states):
+def test_after_downtime_the_catchup_policy_decides(fields, postbox, policy, states):
     task = make(fields, schedule=every(5, ago=31), catchup={"policy": policy, "window": timedelta(days=1)})
     make_due(task, ago=timedelta(seconds=31))
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     found = recorded(task)
     assert sum(run.missed + 1 for run in found) == 7
     assert [run.state for run in found] == states
     assert {run.reason for run in found if run.state == "skipped"} <= {Reason.MISSED}
 
 
-def test_slots_older_than_the_window_are_recorded_as_missed(fields, outbox):
+def test_slots_older_than_the_window_are_recorded_as_missed(fields, postbox):
     task = make(fields, schedule=every(60, ago=600), catchup={"policy": "all", "window": timedelta(seconds=150)})
     make_due(task, ago=timedelta(seconds=600))
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     first, *others = recorded(task)
     assert (first.state, first.reason, first.missed) == ("skipped", Reason.MISSED, 7)
     assert [run.state for run in others] == ["queued"] * 3
 
 
-def test_a_one_time_task_that_was_missed_runs_however_late(fields, outbox):
+def test_a_one_time_task_that_was_missed_runs_however_late(fields, postbox):
     task = make(fields, schedule={"type": "once", "at": (now() - timedelta(days=40)).isoformat()})
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     assert [run.state for run in recorded(task)] == ["queued"]
 
 
-def test_a_slot_is_skipped_while_an_earlier_run_is_open(fields, outbox):
+def test_a_slot_is_skipped_while_an_earlier_run_is_open(fields, postbox):
     task = make(fields, schedule=every(60, ago=30), overlap="skip")
     make_due(task)
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     make_due(task)
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     first, second = recorded(task)
     assert first.state == "queued"
     assert (second.state, second.reason) == ("skipped", Reason.OVERLAP)
     with db.transaction() as session:
         session.execute(update(Run).where(Run.id == first.id).values(state="succeeded"))
     make_due(task)
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     assert recorded(task)[-1].state == "queued"
 
 
@@ -246,34 +246,34 @@ def test_resuming_from_now_records_what_the_pause_passed_over(fields):
     assert (run.state, run.reason, run.missed) == ("skipped", Reason.PAUSED, 5)
 
 
-def test_resuming_from_the_last_slot_fires_what_the_pause_held_back(fields, outbox):
+def test_resuming_from_the_last_slot_fires_what_the_pause_held_back(fields, postbox):
     task = make(fields, schedule=every(60, ago=300), catchup={"policy": "all", "window": None})
     make_due(task, ago=timedelta(seconds=300))
     with db.transaction() as session:
         tasks.pause(session, now(), task.id, None)
         tasks.resume(session, now(), task.id, "last")
-    dispatch.fire(outbox.publish, [task.id])
+    dispatch.fire(postbox.publish, [task.id])
     assert len(recorded(task)) == 6
 
 
-def test_a_task_whose_slots_cannot_be_computed_is_paused_and_its_neighbours_are_fired(fields, outbox):
+def test_a_task_whose_slots_cannot_be_computed_is_paused_and_its_neighbours_are_fired(fields, postbox):
     poison, sound = make(fields, schedule={"type": "now"}), make(fields, schedule={"type": "now"})
     with db.transaction() as session:
         session.execute(update(Task).where(Task.id == poison.id).values(schedule={"type": "riddle"}))
-    fired = dispatch.fire(outbox.publish, [poison.id, sound.id])
-    assert [message.ticket.task for message in outbox.sent] == [sound.id]
+    fired = dispatch.fire(postbox.publish, [poison.id, sound.id])
+    assert [message.ticket.task for message in postbox.sent] == [sound.id]
     assert fired.next_run_at == {poison.id: None, sound.id: None}
     paused = reread(poison)
     assert paused.state == TaskState.PAUSED
     assert paused.note.startswith("Paused by Punctual: its slots cannot be computed")
 
 
-def test_many_tasks_are_fired_with_as_many_statements_as_one(fields, outbox, statements):
+def test_many_tasks_are_fired_with_as_many_statements_as_one(fields, postbox, statements):
     made = [make(fields, schedule={"type": "now"}) for _ in range(100)]
     with statements() as one:
-        dispatch.fire(outbox.publish, [made[0].id])
+        dispatch.fire(postbox.publish, [made[0].id])
     with statements() as many:
-        dispatch.fire(outbox.publish, [task.id for task in made[1:]])
+        dispatch.fire(postbox.publish, [task.id for task in made[1:]])
     assert len(many) == len(one)
     with db.transaction() as session:
         assert session.scalar(select(func.count()).select_from(Run)) == 100

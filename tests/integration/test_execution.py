@@ -17,11 +17,11 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture
-def ticket(fields, outbox):
+def ticket(fields, postbox):
     with db.transaction() as session:
         task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}))
-    dispatch.fire(outbox.publish, [task.id])
-    return outbox.sent.pop().ticket
+    dispatch.fire(postbox.publish, [task.id])
+    return postbox.sent.pop().ticket
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from app import db, dispatch, errors, runs, states, tasks
+from app import db, dispatch, errors, outbox, runs, states, tasks
 from app.messages import Ticket
 from app.models import Attempt, Run
 from app.states import Reason, RunState
@@ -17,14 +17,14 @@ RETRY = {"backoff": timedelta(0), "backoff_max": timedelta(0), "jitter": False}
 
 
 @pytest.fixture
-def ticket(fields, outbox):
+def ticket(fields, postbox):
     """A queued run of a task that is tried three times."""
     with db.transaction() as session:
         task = tasks.create(
             session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 3} | RETRY)
         )
-    dispatch.fire(outbox.publish, [task.id])
-    return outbox.sent.pop().ticket
+    dispatch.fire(postbox.publish, [task.id])
+    return postbox.sent.pop().ticket
 
 
 def again(ticket):
@@ -78,7 +78,7 @@ def test_a_late_confirm_does_not_take_a_claimed_run_back(ticket):
 def test_a_failed_attempt_is_kept_and_the_next_one_follows(ticket):
     do(runs.claim, ticket, "one@host")
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) == RunState.RETRYING
-    [message] = do(runs.take_retries)
+    [message] = do(outbox.take_retries)
     assert message.ticket == again(ticket)
     [past] = attempts(ticket)
     assert (past.attempt, past.worker, past.outcome, past.error) == (1, "one@host", "failed", ERROR)
@@ -93,7 +93,7 @@ def test_the_last_attempt_fails_the_run(ticket):
         assert do(runs.claim, ticket, "one@host")
         state = do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5)
         if number < 2:
-            [message] = do(runs.take_retries)
+            [message] = do(outbox.take_retries)
             ticket = message.ticket
     assert state == RunState.FAILED
     run = reread(ticket)
@@ -106,7 +106,7 @@ def test_a_retry_waits_for_its_time(ticket):
     do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5)
     with db.transaction() as session:
         session.execute(update(Run).values(retry_at=db.now(session) + timedelta(seconds=60)))
-    assert do(runs.take_retries) == []
+    assert do(outbox.take_retries) == []
 
 
 def test_a_superseded_attempt_moves_nothing(ticket):
@@ -114,7 +114,7 @@ def test_a_superseded_attempt_moves_nothing(ticket):
     with db.transaction() as session:
         session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
     assert do(runs.rescue_lost) == (1, 0)
-    [message] = do(runs.take_retries)
+    [message] = do(outbox.take_retries)
     do(runs.claim, message.ticket, "two@host")
     assert not do(runs.succeed, ticket, {"from": "the dead"})
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
@@ -129,7 +129,7 @@ def test_a_run_whose_worker_is_gone_three_times_has_failed(ticket):
         with db.transaction() as session:
             session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
         rescued = do(runs.rescue_lost)
-        ticket = next((message.ticket for message in do(runs.take_retries)), ticket)
+        ticket = next((message.ticket for message in do(outbox.take_retries)), ticket)
     assert rescued == (0, 1)
     run = reread(ticket)
     assert (run.state, run.reason, run.error["type"]) == (RunState.FAILED, Reason.LOST, "WorkerLost")
@@ -164,10 +164,10 @@ def test_deleting_a_task_cancels_what_waits_of_it(ticket):
 
 
 def test_a_queued_run_that_vanished_is_sent_again_under_the_same_attempt(ticket):
-    assert do(runs.take_vanished, "default") == []  # a moment ago it was confirmed
+    assert do(outbox.take_vanished, "default") == []  # a moment ago it was confirmed
     with db.transaction() as session:
-        session.execute(update(Run).values(published_at=Run.published_at - runs.SENDING))
-    [message] = do(runs.take_vanished, "default")
+        session.execute(update(Run).values(published_at=Run.published_at - outbox.SENDING))
+    [message] = do(outbox.take_vanished, "default")
     assert message.ticket == ticket
     assert reread(ticket).state == RunState.PENDING
 
@@ -175,9 +175,9 @@ def test_a_queued_run_that_vanished_is_sent_again_under_the_same_attempt(ticket)
 def test_a_manual_run_carries_its_own_arguments(ticket):
     with db.transaction() as session:
         run = tasks.run(session, db.now(session), ticket.task, ["a"], None)
-    [message] = do(runs.take_run, run.id)
+    [message] = do(outbox.take_run, run.id)
     assert (message.args, message.kwargs, run.trigger) == (["a"], {}, "manual")
-    assert do(runs.take_run, run.id) == []  # it is being sent
+    assert do(outbox.take_run, run.id) == []  # it is being sent
 
 
 def test_two_manual_runs_in_one_microsecond_are_two_runs(ticket):

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture
-def beat(redis_client, outbox, monkeypatch):
-    """A beat without its chores' thread, which sends to an outbox and does not wait."""
+def beat(redis_client, postbox, monkeypatch):
+    """A beat without its chores' thread, which sends to an postbox and does not wait."""
     made = PunctualScheduler(celery_app, lazy=True)
-    made.publisher = outbox
+    made.publisher = postbox
     monkeypatch.setattr(made, "_listen", lambda *_: None)
     yield made
     made.leases.release()
@@ -51,19 +51,19 @@ def test_a_new_task_has_its_entry_after_a_tick(beat, fields, redis_client):
         assert session.get_one(Task, task.id).mirrored_version == task.version
 
 
-def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, outbox, redis_client):
+def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, postbox, redis_client):
     task = create(fields, schedule={"type": "now"})
     beat.tick()
-    assert [message.ticket.task for message in outbox.sent] == [task.id]
+    assert [message.ticket.task for message in postbox.sent] == [task.id]
     assert cards(redis_client) == 0
 
 
-def test_a_recurring_tasks_entry_moves_on_to_its_next_slot(beat, fields, outbox, redis_client):
+def test_a_recurring_tasks_entry_moves_on_to_its_next_slot(beat, fields, postbox, redis_client):
     task = create(fields, schedule={"type": "interval", "every": 3600})
     with db.transaction() as session:
         session.execute(update(Task).values(next_run_at=db.now(session)))
     beat.tick()
-    assert len(outbox.sent) == 1
+    assert len(postbox.sent) == 1
     with db.transaction() as session:
         next_run_at = session.get_one(Task, task.id).next_run_at
     key = entries.prefix(task.bucket) + str(task.id)
@@ -96,7 +96,7 @@ def test_an_emptied_redis_is_filled_again_at_the_next_ticks(beat, fields, redis_
 
 
 def test_a_rebuild_goes_in_batches_the_soonest_first_and_rings_between_them(
-    beat, fields, outbox, redis_client, monkeypatch
+    beat, fields, postbox, redis_client, monkeypatch
 ):
     monkeypatch.setattr(scheduler, "REBUILD_BATCH", 2)
     far = [once(fields, 3600 + n) for n in range(4)]
@@ -106,18 +106,18 @@ def test_a_rebuild_goes_in_batches_the_soonest_first_and_rings_between_them(
     assert cards(redis_client) == 2
     soon = create(fields, schedule={"type": "now"})
     beat.tick()
-    assert [message.ticket.task for message in outbox.sent] == [soon.id]
+    assert [message.ticket.task for message in postbox.sent] == [soon.id]
     for _ in range(2):
         beat.tick()
     assert cards(redis_client) == len(far)
 
 
-def test_a_member_that_is_no_task_is_set_aside_and_its_neighbours_ring(beat, fields, outbox, redis_client):
+def test_a_member_that_is_no_task_is_set_aside_and_its_neighbours_ring(beat, fields, postbox, redis_client):
     beat.tick()
     redis_client.zadd(entries.schedule_key(0), {"garbage": 1})
     task = create(fields, schedule={"type": "now"})
     beat.tick()
-    assert [message.ticket.task for message in outbox.sent] == [task.id]
+    assert [message.ticket.task for message in postbox.sent] == [task.id]
     assert redis_client.zcard(entries.schedule_key(0)) == 0
 
 
@@ -131,13 +131,13 @@ def test_an_entry_of_a_task_that_is_gone_is_taken_out(beat, fields, redis_client
     assert cards(redis_client) == 0
 
 
-def test_an_entry_that_rings_too_early_fires_nothing(beat, fields, outbox, redis_client):
+def test_an_entry_that_rings_too_early_fires_nothing(beat, fields, postbox, redis_client):
     task = once(fields, 3600)
     beat.tick()
     key = entries.prefix(task.bucket) + str(task.id)
     redis_client.zadd(entries.schedule_key(task.bucket), {key: 1})
     beat.tick()
-    assert outbox.sent == []
+    assert postbox.sent == []
     assert redis_client.zscore(entries.schedule_key(task.bucket), key) == task.next_run_at.timestamp()
 
 
@@ -151,9 +151,9 @@ def test_without_redis_a_tick_raises_nothing_and_gives_up_its_leases(beat, monke
     away.close()
 
 
-def test_a_tick_that_fails_for_any_other_cause_is_followed_by_the_next(beat, fields, outbox, monkeypatch):
+def test_a_tick_that_fails_for_any_other_cause_is_followed_by_the_next(beat, fields, postbox, monkeypatch):
     create(fields, schedule={"type": "now"})
-    monkeypatch.setattr(outbox, "publish", lambda _: 1 / 0)
+    monkeypatch.setattr(postbox, "publish", lambda _: 1 / 0)
     beat.tick()
     monkeypatch.undo()
     monkeypatch.setattr(beat, "_listen", lambda *_: None)

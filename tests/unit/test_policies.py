@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app import policies
-from app.policies import Due, settle
+from app.policies import Due, bound, settle
 from app.states import Catchup
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -55,3 +55,15 @@ def test_beyond_the_bound_the_oldest_that_is_recorded_stands_for_those_before_it
     assert due[0].missed == len(slots) - policies.MAX_CATCHUP
     assert all(d.skipped == (policy == Catchup.NONE) for d in due)
     assert sum(d.missed + 1 for d in due) == len(slots)
+
+
+def test_max_runs_leaves_out_what_comes_after_the_last_run():
+    due = [Due(slot=slot) for slot in ago(3, 2, 1)]
+    assert bound(due, 2) == (due[:2], 0)
+    assert bound(due, 5) == (due, 2)
+    assert bound(due, 0) == ([], 0)
+
+
+def test_slots_that_are_only_recorded_do_not_count_toward_max_runs():
+    due = [Due(slot=slot, skipped=True) for slot in ago(30, 20)] + [Due(slot=slot) for slot in ago(2, 1)]
+    assert bound(due, 1) == (due[:3], 0)

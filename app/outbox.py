@@ -1,0 +1,99 @@
+"""The outbox: runs on their way to the broker, as messages.
+
+Whoever takes a run out owns its sending for a while; where that fails, it is taken out again. So a run may be
+sent twice, and the claim lets one of the two in.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.orm import Session
+
+from app.messages import Message, Ticket
+from app.models import Run, Task
+from app.runs import NewRun, among
+from app.states import RunState
+
+SENDING = timedelta(seconds=2)
+"""How long a pending run belongs to whoever last set out to send it."""
+
+BATCH = 500
+
+
+def take_run(session: Session, run_id: UUID) -> list[Message]:
+    """One pending run that nobody is sending, as a message; marked as being sent."""
+    return _take(session, select(Run.id, Run.scheduled_for).where(Run.id == run_id, _unsent()))
+
+
+def take_pending(session: Session, limit: int = BATCH) -> list[Message]:
+    """Pending runs that nobody has been sending for a while, as messages; marked as being sent."""
+    return _take(session, select(Run.id, Run.scheduled_for).where(_unsent(SENDING)).limit(limit))
+
+
+def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
+    """Runs whose next attempt is due: made pending under the next attempt's number, as messages."""
+    due = select(Run.id, Run.scheduled_for).where(
+        Run.state == RunState.RETRYING, Run.retry_at <= func.statement_timestamp()
+    )
+    # the run shows the attempt to come: what is past stands in `attempts`
+    fresh = {"worker": None, "attempt_started_at": None, "error": None, "reason": None, "retry_at": None}
+    return _take(session, due.limit(limit), attempt=Run.attempt + 1, **fresh)
+
+
+def take_vanished(session: Session, queue: str, limit: int = BATCH) -> list[Message]:
+    """Runs of a queue that stand queued though the broker may have lost them: made pending again, as messages.
+
+    A message that was not lost after all finds its run claimed, or is the first to claim it: either is fine.
+    """
+    old = Run.published_at < func.statement_timestamp() - SENDING
+    return _take(
+        session,
+        select(Run.id, Run.scheduled_for)
+        .where(Run.state == RunState.QUEUED, Run.queue == queue, old)
+        .order_by(Run.published_at)
+        .limit(limit),
+    )
+
+
+def message(task: Any, run: Run | NewRun) -> Message:
+    """What travels for a run: its own arguments where it has some, or its task's."""
+    slot = run.slot if isinstance(run, NewRun) else run.scheduled_for
+    attempt = 1 if isinstance(run, NewRun) else run.attempt
+    return Message(
+        ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt),
+        target=task.target,
+        queue=task.queue,
+        priority=task.priority,
+        args=task.args if run.args is None else run.args,
+        kwargs=task.kwargs if run.kwargs is None else run.kwargs,
+        timeout=task.timeout,
+    )
+
+
+def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> list[Message]:
+    """Makes the chosen runs pending and the caller's to send for SENDING seconds; returns their messages."""
+    keys = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
+    if not keys:
+        return []
+    session.execute(
+        update(Run)
+        .where(among(keys))
+        .values({"state": RunState.PENDING, "published_at": func.statement_timestamp()} | values)
+        .execution_options(synchronize_session=False)
+    )
+    rows = session.execute(
+        select(Run, Task)
+        .join(Task, Task.id == Run.task_id)
+        .where(among(keys))
+        .execution_options(populate_existing=True)
+    )
+    return [message(task, run) for run, task in rows]
+
+
+def _unsent(age: timedelta = timedelta(0)) -> Any:
+    """Pending, and nobody set out to send it for `age`; one that nobody ever set out with counts from its firing."""
+    since = func.coalesce(Run.published_at, Run.fired_at)
+    fresh = Run.published_at.is_(None) if not age else since < func.statement_timestamp() - age
+    return (Run.state == RunState.PENDING) & fresh
