@@ -79,7 +79,7 @@ def test_a_message_without_a_ticket_is_an_ordinary_call_and_leaves_no_run(stack)
 
 def take_depth(stack):
     with channel(stack) as to:
-        return to.queue_declare("default").message_count if is_amqp(stack) else to._size("default")
+        return to.queue_declare("default", passive=True).message_count if is_amqp(stack) else to._size("default")
 
 
 def test_a_run_whose_process_is_killed_is_tried_again_within_seconds(stack, task_of):
