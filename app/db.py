@@ -1,12 +1,17 @@
 """The engine and the transaction. Knows no tables."""
 
+import contextlib
+import os
+import socket
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, TableValuedAlias, bindparam, create_engine, func, select
+from sqlalchemy import Engine, TableValuedAlias, bindparam, create_engine, event, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -18,8 +23,11 @@ from app import errors, settings
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 """What SQLAlchemy raises where the server cannot be reached, went away, or has no connection to give."""
 
+PATIENCE = 6.0
+"""Seconds that a transaction may take, waiting for the server included. None of ours comes near."""
+
 LIBPQ_OPTIONS = (
-    "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
+    "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
 )
 
 
@@ -45,10 +53,50 @@ def engines() -> tuple[Engine, Engine]:
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
-            "tcp_user_timeout": 8000,
+            "tcp_user_timeout": 6000,
         },
     )
+    guard = Guard()
+    event.listen(engine, "checkout", guard.begin)
+    event.listen(engine, "checkin", guard.end)
+    event.listen(engine, "invalidate", guard.end)
     return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+class Guard:
+    """Ends what outlives PATIENCE, from a thread of its own: a link that fell silent tells nobody.
+
+    The server's own timeouts cannot help there, and TCP's do not where something on the way still answers.
+    Ending means shutting the socket down under the driver, which then raises as for any lost connection.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: dict[int, tuple[int, float]] = {}
+        self.pid: int | None = None
+
+    def begin(self, connection: Any, record: Any, _proxy: Any) -> None:
+        """A connection is taken from the pool."""
+        if self.pid != os.getpid():  # threads do not survive a fork
+            self.lock, self.running, self.pid = threading.Lock(), {}, os.getpid()
+            threading.Thread(target=self._watch, name="guard", daemon=True).start()
+        with self.lock:
+            self.running[id(record)] = (connection.fileno(), time.monotonic() + PATIENCE)
+
+    def end(self, _connection: Any, record: Any, *_: Any) -> None:
+        """It is given back, or given up and about to be closed: from here on its number may be another's."""
+        with self.lock:
+            self.running.pop(id(record), None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(PATIENCE / 10)
+            with self.lock:
+                late = [key for key, (_, until) in self.running.items() if until < time.monotonic()]
+                for key in late:
+                    number, _ = self.running.pop(key)
+                    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as theirs:
+                        theirs.shutdown(socket.SHUT_RDWR)
 
 
 def forget() -> None:

@@ -62,29 +62,32 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         """Nothing: what RedBeat takes from the configuration, Punctual takes from PostgreSQL."""
 
     def tick(self, **_: Any) -> float:
-        """Renews, mirrors, rings, then waits for the next slot or a hint. Returns 0: the waiting is done here."""
+        """One turn. Returns 0, as the waiting is done here; raises nothing, as the next turn may go well."""
         until = time.monotonic() + MAX_TICK
         try:
-            self.leases.renew()
-            self._mirror()
-            next_at = self._ring()
+            self._turn(until)
         except redis.RedisError as exc:
             # the audit path goes on; what is due is fired by it until Redis is back
             self.leases.drop()
             self._say_away("Redis", exc)
-            time.sleep(max(0.0, until - time.monotonic()))
         except errors.Unavailable as exc:
             self._say_away("PostgreSQL", exc)
-            time.sleep(max(0.0, until - time.monotonic()))
         except Exception:
             log.exception("a tick failed, the next one follows")
-            time.sleep(max(0.0, until - time.monotonic()))
         else:
-            self._say_back()
-            if next_at is not None:
-                until = min(until, time.monotonic() + (next_at - clock.now()).total_seconds())
-            self._listen(until)
+            return 0.0
+        time.sleep(max(0.0, until - time.monotonic()))
         return 0.0
+
+    def _turn(self, until: float) -> None:
+        """Renews, mirrors, rings, then waits for the next slot or a hint."""
+        self.leases.renew()
+        self._mirror()
+        next_at = self._ring()
+        self._say_back()
+        if next_at is not None:
+            until = min(until, time.monotonic() + (next_at - clock.now()).total_seconds())
+        self._listen(until)
 
     def close(self) -> None:
         """Stops: gives every lease back at once, so that the others need not wait for it to run out."""

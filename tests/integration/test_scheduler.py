@@ -160,3 +160,16 @@ def test_a_tick_that_fails_for_any_other_cause_is_followed_by_the_next(beat, fie
     beat.tick()
     with db.transaction() as session:
         assert session.scalars(select(Run.state)).all() == ["pending"]  # the chore publish_pending has it
+
+
+def test_a_bell_that_breaks_while_a_beat_listens_raises_nothing(redis_client, monkeypatch):
+    beat = PunctualScheduler(celery_app, lazy=True)
+
+    def broken(**_):
+        raise redis.ConnectionError("Connection closed by server.")
+
+    monkeypatch.setattr(beat.hints, "get_message", broken)
+    beat.tick()
+    assert beat.leases.held() == set()
+    beat.hints.close()
+    beat.entries.client.close()

@@ -1,0 +1,53 @@
+"""Transactions that end in time, whatever the server does."""
+
+import os
+import time
+
+import pytest
+from sqlalchemy import text
+
+from app import db, errors
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A new engine whose transactions may take half a second."""
+    monkeypatch.setattr(db, "PATIENCE", 0.5)
+    db.engines()[0].dispose()
+    db.engines.cache_clear()
+    yield
+    db.engines()[0].dispose()
+    db.engines.cache_clear()
+
+
+def test_a_transaction_that_outlives_its_time_is_ended_and_the_next_one_works(impatient):
+    started = time.monotonic()
+    with pytest.raises(errors.Unavailable), db.transaction() as session:
+        session.execute(text("SELECT pg_sleep(4)"))
+    assert time.monotonic() - started < 2
+    db.ping()
+
+
+def test_a_transaction_in_time_is_left_alone(impatient):
+    with db.transaction() as session:
+        session.execute(text("SELECT pg_sleep(0.2)"))
+    time.sleep(0.8)  # past the time, had it gone on
+    db.ping()
+
+
+def test_a_childs_transactions_are_watched_too(impatient):
+    db.ping()
+    child = os.fork()
+    if not child:
+        db.forget()
+        code = 1
+        try:
+            with db.transaction() as session:
+                session.execute(text("SELECT pg_sleep(4)"))
+        except errors.Unavailable:
+            code = 0
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    db.ping()
