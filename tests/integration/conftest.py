@@ -57,7 +57,7 @@ def run(client, task):
 @pytest.fixture
 def no_database(database, monkeypatch):
     """From here on PostgreSQL is away."""
-    url = make_url(database).set(port=DEAD_PORT)
+    url = make_url(database).set(host="127.0.0.1", port=DEAD_PORT, query={})
     yield from _away(monkeypatch, "DATABASE_URL", url.render_as_string(hide_password=False))
 
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from app import db, runs
+from app import db, outbox, runs
 from app.messages import Ticket
 from app.states import Reason
 
@@ -64,7 +64,7 @@ def test_past_attempts_come_before_the_current_one_and_none_is_shown_twice(clien
         runs.fail(session, ticket(1), Reason.TIMEOUT, ERROR, draw=0.5)
     assert outcomes(client, run) == [(1, "timeout")]
     with db.transaction() as session:
-        runs.take_retries(session)
+        outbox.take_retries(session)
     assert outcomes(client, run) == [(1, "timeout")]
     claim(ticket(2))
     assert outcomes(client, run) == [(1, "timeout"), (2, "running")]
@@ -84,7 +84,7 @@ def test_a_run_that_failed_for_good_shows_the_error_of_each_attempt(client, run,
         claim(ticket(attempt))
         with db.transaction() as session:
             runs.fail(session, ticket(attempt), Reason.ERROR, ERROR, draw=0.5)
-            runs.take_retries(session)
+            outbox.take_retries(session)
     shown = client.get(f"{URL}/{run['id']}").json
     assert (shown["state"], shown["reason"], shown["error"]) == ("failed", "error", ERROR)
     assert [(one["outcome"], one["error"]) for one in shown["attempts"]] == [("failed", ERROR)] * 2
