@@ -194,14 +194,15 @@ def _plan(task: Any, now: datetime) -> _Plan:
 
 
 def _horizon(task: Any, table: schedules.Timetable, now: datetime) -> datetime:
-    """How far back slots are looked at one by one: the catch-up window, and never more than MAX_COUNT slots."""
+    """How far back slots are looked at one by one: the catch-up window, and never more than MAX_COUNT slots.
+
+    What can still start in time is always looked at, however narrow the window.
+    """
     slot: datetime = task.next_run_at
-    if task.catchup_window is None:
-        return slot
     following = table.next_after(slot)
-    window: timedelta = task.catchup_window
-    counted = window if following is None else policies.MAX_COUNT * (following - slot)
-    return now - min(window, counted)
+    counted = None if following is None else policies.MAX_COUNT * (following - slot)
+    bounds = [bound for bound in (task.catchup_window, counted) if bound is not None]
+    return now - max(min(bounds), policies.GRACE) if bounds else slot
 
 
 def _beyond(task: Any, table: schedules.Timetable, horizon: datetime) -> policies.Due:

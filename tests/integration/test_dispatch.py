@@ -1,5 +1,6 @@
 """Due tasks become runs, once, whoever fires them."""
 
+import time
 from datetime import timedelta
 from threading import Barrier, Thread
 from uuid import uuid4
@@ -7,7 +8,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, select, update
 
-from app import db, dispatch, outbox, runs, tasks
+from app import db, dispatch, outbox, policies, runs, tasks
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import Reason, RunState, TaskState
@@ -210,6 +211,27 @@ def test_slots_older_than_the_window_are_recorded_as_missed(fields, postbox):
     first, *others = recorded(task)
     assert (first.state, first.reason, first.missed) == ("skipped", Reason.MISSED, 7)
     assert [run.state for run in others] == ["queued"] * 3
+
+
+def test_a_narrow_window_holds_back_nothing_that_can_start_in_time(fields, postbox):
+    task = make(fields, schedule=every(2, ago=9), catchup={"policy": "none", "window": timedelta(seconds=1)})
+    make_due(task, ago=timedelta(seconds=9))
+    dispatch.fire(postbox.publish, [task.id])
+    assert [run.state for run in recorded(task)] == ["queued"] * 5
+
+
+def test_a_long_absence_is_counted_to_a_bound_and_costs_little(fields, postbox):
+    task = make(fields, schedule=every(1, ago=400 * 86_400), catchup={"policy": "latest", "window": None})
+    with db.transaction() as session:
+        session.execute(update(Task).values(catchup_window=None))
+    make_due(task, ago=timedelta(days=400))
+    started = time.monotonic()
+    dispatch.fire(postbox.publish, [task.id])
+    assert time.monotonic() - started < 3
+    beyond, newest, *fresh = recorded(task)
+    assert (beyond.state, beyond.missed) == ("skipped", policies.MAX_COUNT)
+    assert (newest.state, len(fresh)) == ("queued", 10)
+    assert newest.missed == pytest.approx(policies.MAX_COUNT, rel=0.02)
 
 
 def test_a_one_time_task_that_was_missed_runs_however_late(fields, postbox):
