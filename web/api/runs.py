@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from app import clock, db, models, queries, runs, schemas
+from app import db, models, queries, runs, schemas
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
 
@@ -36,4 +36,4 @@ def show(run_id: UUID) -> queries.RunDetail:
 def cancel(run_id: UUID) -> models.Run:
     """Cancels a run that waits."""
     with db.transaction() as session:
-        return runs.cancel(session, clock.now(), run_id)
+        return runs.cancel(session, db.now(session), run_id)

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import flask
 
-from app import bell, clock, db, models, queries, schemas, tasks
+from app import bell, db, models, queries, schemas, tasks
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
 
@@ -21,7 +21,7 @@ blp = Blueprint("tasks", "What is to be run, and when.")
 def create(fields: Fields) -> tuple[models.Task, dict[str, str]]:
     """Registers a task."""
     with db.transaction() as session:
-        task = tasks.create(session, clock.now(), fields)
+        task = tasks.create(session, db.now(session), fields)
     bell.ring(task.bucket)
     return task, {"Location": flask.url_for("tasks.show", task_id=task.id), **tag(task)}
 
@@ -33,7 +33,7 @@ def create(fields: Fields) -> tuple[models.Task, dict[str, str]]:
 def create_many(fields: Fields) -> Fields:
     """Registers up to 1,000 tasks, all or none."""
     with db.transaction() as session:
-        created = tasks.create_many(session, clock.now(), fields["items"])
+        created = tasks.create_many(session, db.now(session), fields["items"])
     for bucket in {task.bucket for task in created}:
         bell.ring(bucket)
     return {"items": created}
@@ -66,7 +66,7 @@ def show(task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Changes what the body names of a task."""
     with db.transaction() as session:
-        task = tasks.change(session, clock.now(), task_id, fields, version=wanted.get("version"))
+        task = tasks.change(session, db.now(session), task_id, fields, version=wanted.get("version"))
     bell.ring(task.bucket)
     return task, tag(task)
 
@@ -78,7 +78,7 @@ def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, 
 def delete(wanted: Fields, task_id: UUID) -> None:
     """Deletes a task and keeps its runs."""
     with db.transaction() as session:
-        tasks.delete(session, clock.now(), task_id, version=wanted.get("version"))
+        tasks.delete(session, db.now(session), task_id, version=wanted.get("version"))
     bell.ring(tasks.bucket(task_id))
 
 
@@ -89,7 +89,7 @@ def delete(wanted: Fields, task_id: UUID) -> None:
 def pause(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Fires no slot of a task until it is resumed."""
     with db.transaction() as session:
-        task = tasks.pause(session, clock.now(), task_id, fields["note"])
+        task = tasks.pause(session, db.now(session), task_id, fields["note"])
     bell.ring(task.bucket)
     return task, tag(task)
 
@@ -101,7 +101,7 @@ def pause(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Fires the slots of a paused task again."""
     with db.transaction() as session:
-        task = tasks.resume(session, clock.now(), task_id, fields["since"])
+        task = tasks.resume(session, db.now(session), task_id, fields["since"])
     bell.ring(task.bucket)
     return task, tag(task)
 
@@ -113,7 +113,7 @@ def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:
     """Runs a task now, whatever its schedule says."""
     with db.transaction() as session:
-        new = tasks.run(session, clock.now(), task_id, fields["args"], fields["kwargs"])
+        new = tasks.run(session, db.now(session), task_id, fields["args"], fields["kwargs"])
     bell.ring_run(new, tasks.bucket(task_id))
     return new, {"Location": flask.url_for("runs.show", run_id=new.id)}
 
@@ -125,7 +125,7 @@ def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:
 def upcoming(wanted: Fields, task_id: UUID) -> Fields:
     """Lists the next slots of a task."""
     with db.transaction() as session:
-        return {"slots": tasks.upcoming(session, clock.now(), task_id, wanted["count"])}
+        return {"slots": tasks.upcoming(session, db.now(session), task_id, wanted["count"])}
 
 
 @blp.serves("GET", "/tasks/<uuid:task_id>/runs")
