@@ -17,7 +17,7 @@ from uuid import UUID
 from celery import Celery
 from celery.app.amqp import AMQP, Queues
 from kombu import Connection, Queue
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
 from app import errors, messages, settings
@@ -29,9 +29,9 @@ CONFIRM_TIMEOUT = 3.0
 CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
 """Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
 
-REDIS_REDELIVERY = 15
-"""Seconds after which the Redis transport hands an unacknowledged message out again. A second delivery of a
-run that goes on finds it claimed and is dropped, so this may be short."""
+REDIS_REDELIVERY = 6 * 3600
+"""Seconds after which the Redis transport hands an unacknowledged message out again, finished or not. A run that
+was lost with its worker is sent again by the chores in seconds; an ordinary Celery call waits this long."""
 
 log = logging.getLogger(__name__)
 
@@ -157,10 +157,10 @@ class Publisher:
         sent: list[Message] = []
         try:
             self._open()
-            routable = [message for message in batch if self._declare(message.queue)]
-            for message in routable:
-                self._send(message)
-                sent.append(message)
+            there = {name: self._declare(name) for name in {message.queue for message in batch}}
+            for message in batch:
+                if there[message.queue] and self._send(message):
+                    sent.append(message)  # noqa: PERF401 - what went out before an error must be known
             self._confirm()
         except Exception as exc:  # noqa: BLE001 - the chore publish_pending sends again what stays pending
             log.warning("publishing failed, the runs stay pending and are sent again: %r", exc)
@@ -215,19 +215,25 @@ class Publisher:
         self.declared.add(name)
         return True
 
-    def _send(self, message: Message) -> None:
-        body, headers = self._envelope(message)
-        content_type, encoding, payload = dumps(body, serializer="json")
+    def _send(self, message: Message) -> bool:
+        """Whether it went out. One that cannot be put into words is left behind, its neighbours go."""
+        try:
+            body, headers = self._envelope(message)
+            content_type, encoding, payload = dumps(body, serializer="json")
+        except (EncodeError, TypeError, ValueError):
+            log.exception("run %s cannot be sent, it stays pending", message.ticket.run)
+            return False
         properties = {"delivery_mode": 2, "correlation_id": headers["id"], "reply_to": ""}
         prepared = self.channel.prepare_message(
             payload, self._priority(message.priority), content_type, encoding, headers, properties
         )
         if not self.is_amqp:
             self.channel.basic_publish(prepared, exchange="", routing_key=message.queue)
-            return
+            return True
         self.tag += 1
         self.unconfirmed[self.tag] = message
         self.channel.basic_publish(prepared, exchange="", routing_key=message.queue, mandatory=True)
+        return True
 
     def _envelope(self, message: Message) -> tuple[Any, dict[str, Any]]:
         """The body and headers of an ordinary Celery message with our ticket beside them."""

@@ -10,6 +10,8 @@ each finds nothing due any more, or a slot that is recorded already.
 
 import logging
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,7 +29,13 @@ from app.states import Catchup, Overlap, Reason, TaskState, Trigger
 
 BATCH = 500
 
-TICK = timedelta(microseconds=1)
+PLANNING = 1.0
+"""Seconds of planning in one transaction."""
+
+MAX_RUNS = 5_000
+"""Runs recorded in one transaction, about."""
+
+INSTANT = timedelta(microseconds=1)
 
 Publish = Callable[[Sequence[Message]], list[Message]]
 """Sends a batch and returns what was confirmed: `broker.Publisher.publish`."""
@@ -77,18 +85,23 @@ class Fired:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is due of one task, and what it looks like afterwards."""
+    """What is due of one task, and its next slot."""
 
     task: Any
     due: list[policies.Due]
-    next_run_at: datetime | None
+    coming: datetime | None
 
-    def after(self) -> tuple[Any, ...]:
+    def next_run_at(self, count: int) -> datetime | None:
+        """The next slot that will be fired, when `count` more runs were made; None where none is left."""
+        spent = self.task.max_runs is not None and self.task.run_count + count >= self.task.max_runs
+        return None if spent else self.coming
+
+    def after(self, count: int) -> tuple[Any, ...]:
         """The task's columns afterwards, in the order of AFTER."""
-        fired = sum(1 for due in self.due if not due.skipped)
+        next_run_at = self.next_run_at(count)
         last = self.due[-1].slot if self.due else self.task.last_run_at
-        state = TaskState.ACTIVE if self.next_run_at else TaskState.COMPLETED
-        return self.task.id, self.next_run_at, last, self.task.run_count + fired, state.value
+        state = TaskState.ACTIVE if next_run_at else TaskState.COMPLETED
+        return self.task.id, next_run_at, last, self.task.run_count + count, state.value
 
 
 def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
@@ -129,11 +142,13 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     _set_aside(session, now, poisoned)
     new = _runs(session, plans)
     recorded = runs.record(session, now, new)
-    _advance(session, plans)
-    next_run_at = {row.id: row.next_run_at if row.state == TaskState.ACTIVE else None for row in rows}
-    next_run_at |= dict.fromkeys(poisoned) | {plan.task.id: plan.next_run_at for plan in plans}
-    next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
     sendable = [run for run in new if run.id in recorded and not run.skipped]
+    made = Counter(run.task.id for run in sendable)
+    _advance(session, plans, made)
+    next_run_at = {row.id: row.next_run_at if row.state == TaskState.ACTIVE else None for row in rows}
+    next_run_at |= dict.fromkeys(poisoned)
+    next_run_at |= {plan.task.id: plan.next_run_at(made[plan.task.id]) for plan in plans}
+    next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
     return Fired(messages=[outbox.message(run.task, run) for run in sendable], next_run_at=next_run_at)
 
 
@@ -160,9 +175,17 @@ def timetable(task: Any, now: datetime) -> schedules.Timetable:
 
 
 def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, str]]:
-    """The plans, and the tasks whose slots cannot be computed: they must not hold up their neighbours."""
-    plans, poisoned = [], {}
+    """The plans, and the tasks whose slots cannot be computed: they must not hold up their neighbours.
+
+    After a long absence the slots of many tasks take long to count: what does not fit stays due, for the next
+    batch, as this one's transaction must end in time.
+    """
+    plans: list[_Plan] = []
+    poisoned: dict[UUID, str] = {}
+    end = time.monotonic() + PLANNING
     for task in due:
+        if time.monotonic() > end or sum(len(plan.due) for plan in plans) > MAX_RUNS:
+            break
         try:
             plans.append(_plan(task, now))
         except (errors.Invalid, ValueError, OverflowError) as exc:
@@ -181,34 +204,18 @@ def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) ->
 def _plan(task: Any, now: datetime) -> _Plan:
     """What is due of a task by its schedule, its bounds and its catch-up policy. Pure."""
     table = timetable(task, now)
-    horizon = _horizon(task, table, now)
+    first: datetime = task.next_run_at
+    # what can still start in time is always looked at, however narrow the window
+    horizon = first if task.catchup_window is None else now - max(task.catchup_window, policies.GRACE)
     # the slot that was promised is recorded as it was, even if the zone's rules have changed since
-    slots = [task.next_run_at] if task.next_run_at >= horizon else []
-    slots += table.between(max(task.next_run_at, horizon - TICK), now)
+    slots = [first] if first >= horizon else []
+    slots += policies.newest(table, max(first, horizon - INSTANT), now)
     due = policies.settle(slots, now, Catchup(task.catchup_policy))
-    if task.next_run_at < horizon:
-        due.insert(0, _beyond(task, table, horizon))
+    if first < horizon:
+        others = islice(table.between(first, horizon - INSTANT), policies.MAX_COUNT)
+        due.insert(0, policies.Due(slot=first, missed=sum(1 for _ in others), skipped=True))
     left = math.inf if task.max_runs is None else task.max_runs - task.run_count
-    due, left = policies.bound(due, left)
-    return _Plan(task=task, due=due, next_run_at=table.next_after(now) if left > 0 else None)
-
-
-def _horizon(task: Any, table: schedules.Timetable, now: datetime) -> datetime:
-    """How far back slots are looked at one by one: the catch-up window, and never more than MAX_COUNT slots.
-
-    What can still start in time is always looked at, however narrow the window.
-    """
-    slot: datetime = task.next_run_at
-    following = table.next_after(slot)
-    counted = None if following is None else policies.MAX_COUNT * (following - slot)
-    bounds = [bound for bound in (task.catchup_window, counted) if bound is not None]
-    return now - max(min(bounds), policies.GRACE) if bounds else slot
-
-
-def _beyond(task: Any, table: schedules.Timetable, horizon: datetime) -> policies.Due:
-    """What stands for the slots that are older than the catch-up window: the oldest, recorded as skipped."""
-    others = islice(table.between(task.next_run_at, horizon - TICK), policies.MAX_COUNT)
-    return policies.Due(slot=task.next_run_at, missed=sum(1 for _ in others), skipped=True)
+    return _Plan(task=task, due=policies.bound(due, left), coming=table.next_after(now))
 
 
 def _runs(session: Session, plans: Sequence[_Plan]) -> list[runs.NewRun]:
@@ -239,11 +246,11 @@ def _runs(session: Session, plans: Sequence[_Plan]) -> list[runs.NewRun]:
     return new
 
 
-def _advance(session: Session, plans: Sequence[_Plan]) -> None:
+def _advance(session: Session, plans: Sequence[_Plan], made: Mapping[UUID, int]) -> None:
     """Sets what is next for all tasks of the batch with one statement."""
     if not plans:
         return
-    columns = zip(AFTER.items(), zip(*(plan.after() for plan in plans), strict=True), strict=True)
+    columns = zip(AFTER.items(), zip(*(plan.after(made[plan.task.id]) for plan in plans), strict=True), strict=True)
     after = db.rows("after", **{name: (kind, values) for (name, kind), values in columns})
     session.execute(
         update(Task)

@@ -27,6 +27,10 @@ def check_text(value: str) -> None:
         raise ma.ValidationError("May not hold the character U+0000 or half of a surrogate pair.")
 
 
+TAGGED = {"__type__", "__value__"}
+"""Kombu's reader of JSON takes such an object for a value of a type of its own, or fails on it."""
+
+
 def check_json(value: Any, depth: int = 0) -> None:
     """Raises ValidationError where a JSON value is too deep, or holds what PostgreSQL could not store."""
     if depth > MAX_DEPTH:
@@ -36,6 +40,8 @@ def check_json(value: Any, depth: int = 0) -> None:
     elif isinstance(value, int | float):
         _check_number(value)
     elif isinstance(value, dict | list):
+        if isinstance(value, dict) and value.keys() == TAGGED:
+            raise ma.ValidationError("An object may not have just the keys __type__ and __value__.")
         for inner in _inside(value):
             check_json(inner, depth + 1)
 

@@ -29,7 +29,7 @@ def take_run(session: Session, run_id: UUID) -> list[Message]:
 
 def take_pending(session: Session, limit: int = BATCH) -> list[Message]:
     """Pending runs that nobody has been sending for a while, as messages; marked as being sent."""
-    return _take(session, select(Run.id, Run.scheduled_for).where(_unsent(SENDING)).limit(limit))
+    return _take(session, select(Run.id, Run.scheduled_for).where(_unsent(SENDING)).order_by(Run.fired_at).limit(limit))
 
 
 def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
@@ -61,10 +61,11 @@ def message(task: Any, run: Run | NewRun) -> Message:
     """What travels for a run: its own arguments where it has some, or its task's."""
     slot = run.slot if isinstance(run, NewRun) else run.scheduled_for
     attempt = 1 if isinstance(run, NewRun) else run.attempt
+    source = task if isinstance(run, NewRun) else run  # a change of the task meanwhile must not part the two
     return Message(
         ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt),
-        target=task.target,
-        queue=task.queue,
+        target=source.target,
+        queue=source.queue,
         priority=task.priority,
         args=task.args if run.args is None else run.args,
         kwargs=task.kwargs if run.kwargs is None else run.kwargs,

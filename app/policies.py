@@ -1,8 +1,10 @@
 """What becomes of slots that are due: fired, fired late, or recorded as missed. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
+from typing import Protocol
 
 from app.states import Catchup
 
@@ -28,15 +30,34 @@ class Due:
     skipped: bool = False
 
 
-def bound(due: Sequence[Due], left: float) -> tuple[list[Due], float]:
-    """The first of them that `max_runs` leaves room for, and how much room is left. Skipped ones take none."""
+class Slots(Protocol):
+    """What gives the slots in (since, until]: `schedules.Timetable`."""
+
+    def between(self, since: datetime, until: datetime) -> Iterator[datetime]: ...
+
+
+def newest(table: Slots, since: datetime, now: datetime) -> list[datetime]:
+    """The slots in (since, now] or, where there are more than MAX_COUNT, about the newest half of that number.
+
+    A jump goes by the average gap of MAX_COUNT slots that were really seen: one gap alone may mislead.
+    """
+    slots = list(islice(table.between(since, now), MAX_COUNT + 1))
+    while len(slots) > MAX_COUNT:
+        gap = (slots[-1] - slots[0]) / MAX_COUNT
+        since = max(slots[-1], now - gap * (MAX_COUNT // 2))
+        slots = list(islice(table.between(since, now), MAX_COUNT + 1))
+    return slots
+
+
+def bound(due: Sequence[Due], left: float) -> list[Due]:
+    """The first of them that `max_runs` leaves room for. Those that are only recorded take none."""
     kept = []
     for each in due:
         if not each.skipped and left <= 0:
             break
         kept.append(each)
         left -= not each.skipped
-    return kept, left
+    return kept
 
 
 def settle(slots: Sequence[datetime], now: datetime, policy: Catchup) -> list[Due]:

@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -91,7 +91,8 @@ def runs(
     if since:
         query = query.where(Run.scheduled_for >= since)
     if until:
-        query = query.where(Run.scheduled_for <= until)
+        # answers show whole milliseconds: the slot that one shows is within it
+        query = query.where(Run.scheduled_for < until + timedelta(milliseconds=1))
     return _page(session, query, Run.scheduled_for, Run.id, limit, after)
 
 
@@ -133,5 +134,5 @@ def _decode(cursor: str) -> tuple[Any, ...]:
     try:
         time, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return datetime.fromisoformat(time).astimezone(UTC), UUID(key)
-    except (ValueError, TypeError, AttributeError, binascii.Error) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as exc:
         raise errors.Invalid(errors={"after": ["Not a cursor that a list gave you as `next`."]}) from exc

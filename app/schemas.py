@@ -23,8 +23,11 @@ DAY = 86_400
 YEAR = 366 * DAY
 VISIBLE = r"[\s\S]*\S[\s\S]*"
 VISIBLE_SAYS = "Must hold a visible character."
-QUEUE = r"[A-Za-z0-9_.\-]{1,64}"
-QUEUE_SAYS = "Must be 1 to 64 of the characters A-Z, a-z, 0-9, _ . and -."
+QUEUE = r"(?!amq\.|celery|punctual|unacked|_kombu)[A-Za-z0-9_.\-]{1,64}"
+QUEUE_SAYS = (
+    "Must be 1 to 64 of the characters A-Z, a-z, 0-9, _ . and -,"
+    " and not begin with amq., celery, punctual, unacked or _kombu, which are the broker's and ours."
+)
 LABEL_KEY = r"[^:]{1,63}"
 LABEL_KEY_SAYS = "Must be 1 to 63 characters without a colon."
 

@@ -59,9 +59,17 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
     task = _lock(session, task_id, version)
     if "target" in fields:
         _check_targets(session, [fields["target"]], lambda by_index: by_index[0])
+    if fields.keys() & TIMING:
+        # slots that are due already are the old definition's; `publish_pending` sends their runs
+        dispatch.record_due(session, now, [task.id])
+        session.refresh(task)
     with session.begin_nested() as savepoint:
+        was_one_time = _is_one_time(task.schedule)
         for column, value in _columns(fields, now).items():
             setattr(task, column, value)
+        if was_one_time != _is_one_time(task.schedule) and "window" not in fields.get("catchup", {}):
+            task.catchup_window = None
+        _default_window(task)
         if fields.keys() & TIMING:
             _retime(task, now)
         _touch(task, now)
@@ -110,7 +118,8 @@ def delete(session: Session, now: datetime, task_id: UUID, *, version: int | Non
 def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Run:
     """A run right now, whatever the schedule says, with the task's arguments or with these."""
     task = _lock(session, task_id)
-    for slot in (_whole(now) + timedelta(milliseconds=n) for n in count()):
+    # off the grid of the schedules, so that no slot of theirs is ever taken
+    for slot in (_whole(now) + timedelta(milliseconds=n, microseconds=1) for n in count()):
         new = runs.NewRun(id=uuid4(), task=task, slot=slot, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
         if runs.record(session, now, [new]):  # else the very millisecond is taken, by a slot or another call
             break
@@ -139,8 +148,6 @@ _NEVER = "This schedule has no slot from now on, so it would never fire."
 def _new(now: datetime, fields: Fields) -> Task:
     task_id = uuid4()
     columns = _columns(fields, now)
-    if columns["catchup_window"] is None and not _is_one_time(columns["schedule"]):
-        columns["catchup_window"] = DAY
     columns["name"] = columns.get("name") or f"{fields['target']}-{task_id.hex[:8]}"
     task = Task(
         id=task_id,
@@ -154,8 +161,14 @@ def _new(now: datetime, fields: Fields) -> Task:
         version=1,
         mirrored_version=0,
     )
+    _default_window(task)
     _retime(task, now)
     return task
+
+
+def _default_window(task: Task) -> None:
+    if task.catchup_window is None and not _is_one_time(task.schedule):
+        task.catchup_window = DAY
 
 
 def _columns(fields: Fields, now: datetime) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the beats out of each other's way. A chore that fails is logged and tried again 
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import broker, db, dispatch, errors, outbox, runs
@@ -23,6 +25,9 @@ OVERDUE = timedelta(seconds=3)
 """From here on the audit path fires a task: its entry is missing, or nobody rings its bucket."""
 
 MONTHS_AHEAD = 3
+
+GAP = 3.0
+"""Seconds without word from PostgreSQL in which a worker may have missed heartbeats too."""
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +51,21 @@ class Contact:
     """
 
     since: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
 
-    def lost(self) -> None:
-        self.since = time.monotonic()
-
-    def holds(self, age: timedelta) -> bool:
-        return time.monotonic() - self.since > age.total_seconds()
+    def check(self) -> timedelta:
+        """How long the contact has held; it is asked each second, and breaks where it was not for a while."""
+        asked = time.monotonic()
+        try:
+            db.ping()
+        except errors.Unavailable:
+            self.since = math.inf
+            raise
+        now = time.monotonic()
+        if self.since == math.inf or asked - self.last > GAP or now - asked > GAP:
+            self.since = now
+        self.last = now
+        return timedelta(seconds=now - self.since)
 
 
 class Chores:
@@ -88,7 +102,6 @@ class Chores:
                 log.info("chore %s works again", chore.name)
             chore.failing = False
         except errors.Unavailable:
-            self.contact.lost()
             _complain(chore, "PostgreSQL is away")
         except Exception:
             log.exception("chore %s failed, it is tried again in %s s", chore.name, chore.every)
@@ -107,7 +120,7 @@ class Chores:
         return self._publish(outbox.take_retries)
 
     def rescue_lost(self) -> bool:
-        if not self.contact.holds(runs.LOST_AFTER + timedelta(seconds=2)):
+        if self.contact.check() <= runs.LOST_AFTER + timedelta(seconds=2):
             return False
         with db.transaction() as session:
             again, dead = runs.rescue_lost(session)
@@ -152,7 +165,10 @@ def make_partitions() -> bool:
     for _ in range(MONTHS_AHEAD + 1):
         after = (first + timedelta(days=32)).replace(day=1)
         for table in ("runs", "attempts"):
-            _make_partition(table, first, after)
+            try:
+                _make_partition(table, first, after)
+            except IntegrityError:
+                log.warning("no partition of %s for %s: its rows lie in the default one already", table, first)
         first = after
     return False
 

@@ -66,8 +66,9 @@ class Leases:
         self._give_back(sorted(self.until, key=self._preference)[share:])
 
     def drop(self) -> None:
-        """Forgets every lease without a word to Redis, which is away: they run out by themselves."""
-        self.until.clear()
+        """Trusts no lease any more, without a word to Redis, which is away: those that have not run out when it
+        is back are renewed then, the others are lost."""
+        self.until = dict.fromkeys(self.until, -math.inf)
 
     def release(self) -> None:
         """Gives everything back at once, for a clean stop. Raises nothing: what is not given back runs out."""

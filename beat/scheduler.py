@@ -82,9 +82,11 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _turn(self, until: float) -> None:
         """Renews, mirrors, rings, then waits for the next slot or a hint."""
         self.leases.renew()
-        self._mirror()
+        more = self._mirror()
         next_at = self._ring()
         self._say_back()
+        if more:
+            return
         if next_at is not None:
             until = min(until, time.monotonic() + (next_at - clock.now()).total_seconds())
         self._listen(until)
@@ -124,16 +126,16 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             moved[buckets[task_id]].append(Entry(task_id=task_id, target=targets.get(task_id, ""), slot=slot))
         self._write(moved)
 
-    def _mirror(self) -> None:
-        """Brings the entries of the held buckets up to what PostgreSQL holds: after a loss all, else what changed."""
+    def _mirror(self) -> bool:
+        """Brings entries up to what PostgreSQL holds: after a loss all, else what changed. One batch of each, so
+        that what is due rings in between; says whether there is more."""
         held = self.leases.held()
         self.rebuild.reset(self.entries.incomplete(held))
         changed = _changed(held)
-        while changed:
-            written = self._write(_by_bucket(changed))
-            _mark_mirrored([row for row in changed if row.bucket in written])
-            changed = _changed(held) if len(changed) >= BATCH and written else []
+        written = self._write(_by_bucket(changed))
+        _mark_mirrored([row for row in changed if row.bucket in written])
         self._rebuild_some()
+        return bool(self.rebuild.buckets) or (len(changed) >= BATCH and bool(written))
 
     def _rebuild_some(self) -> None:
         """One batch of a rebuild, the soonest slots first; the rest waits for the next ticks, so that what is

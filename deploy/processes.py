@@ -149,10 +149,14 @@ def stop(keepers: Collection[Keeper], *, patience: float = 7.0) -> None:
 def wait_until(is_ready: Callable[[], bool], keepers: Collection[Keeper], *, within: float, what: str) -> None:
     """Polls until ready. Raises StartError at the deadline, or when one of the programs ends before."""
     end = time.monotonic() + within
-    while not is_ready():
+    while True:
+        ready = is_ready()
+        # asked after: what the others remember can look ready while one of them is ending
         for keeper in keepers:
             if keeper.ended.is_set():
                 raise StartError(f"{keeper.program.name} ended before it was ready{_where(keeper.program)}")
+        if ready:
+            return
         if time.monotonic() > end:
             raise StartError(f"{what} was not ready within {within:.0f} s")
         time.sleep(POLL)

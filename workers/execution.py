@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
+from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
 from app import db, errors, messages, runs
@@ -53,19 +54,25 @@ class RecordedRequest(Request):  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
         super().on_failure(exc_info, send_failed_event, return_ok)
-        if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), WorkerLostError):
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exc, WorkerLostError):
             self._record(Reason.LOST, runs.LOST)
+        elif isinstance(exc, DecodeError):  # it was never called: the child could not read its arguments
+            self._record(Reason.REJECTED, describe(exc))
 
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
         ticket = ticket_of(self._request_dict.get(messages.HEADER))
         if ticket is not None:
-            heartbeat.defer(lambda: _record_failure(ticket, reason, error))
+            heartbeat.defer(lambda: _record_from_outside(ticket, self._hostname, reason, error))
 
 
 class RecordedTask(Task):  # type: ignore[misc]
     """The class of every target in our workers."""
 
     Request = "workers.execution:RecordedRequest"
+    records = True
+    """Says that a run of it is claimed and recorded; a class of one's own must inherit from this one."""
+
     throws = (Exception,)
     """What a target raises is expected: the record holds it, Celery's log need not tell it again."""
 
@@ -89,6 +96,10 @@ class RecordedTask(Task):  # type: ignore[misc]
         except Exception:
             log.exception("%s failed, called by a message that is no run's", self.name)
             raise
+
+
+class OutOfMemory(RuntimeError):
+    """The target ran out of memory."""
 
 
 class _SoftLimit:
@@ -154,6 +165,9 @@ def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
     except SoftTimeLimitExceeded as exc:
         _record_failure(ticket, Reason.TIMEOUT, describe(exc, "It did not end within its timeout."))
         raise
+    except MemoryError as exc:
+        _record_failure(ticket, Reason.ERROR, describe(exc))
+        raise OutOfMemory from None  # Celery would end the whole worker, and its neighbours with it
     except Exception as exc:
         _record_failure(ticket, Reason.ERROR, describe(exc))
         raise
@@ -167,7 +181,7 @@ def describe(exc: BaseException, message: str | None = None) -> dict[str, Any]:
     trace = "".join(traceback.format_exception(exc))
     return {
         "type": type(exc).__name__,
-        "message": _clean(message or str(exc))[:MAX_MESSAGE],
+        "message": _clean(message or _shown(exc, str))[:MAX_MESSAGE],
         "traceback": _clean(trace)[-MAX_TRACEBACK:],
     }
 
@@ -177,7 +191,7 @@ def cut(result: Any) -> Any:
     try:
         text = _clean_json(json.dumps(result, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        text = json.dumps(_clean(repr(result)))
+        text = json.dumps(_clean(_shown(result, repr)))
     size = len(text.encode())
     if size > MAX_RESULT:
         start = text.encode()[: MAX_RESULT - 1024].decode(errors="ignore")
@@ -190,6 +204,14 @@ def _claim(ticket: Ticket, worker: str) -> bool:
         return _insist(lambda session: runs.claim(session, ticket, worker), CLAIM_PATIENCE)
     except errors.Unavailable as exc:
         raise Reject(exc, requeue=True) from exc
+
+
+def _record_from_outside(ticket: Ticket, worker: str, reason: Reason, error: dict[str, Any]) -> None:
+    """Records what the child did not: perhaps it never came to claim the run."""
+    with db.transaction() as session:
+        if reason == Reason.REJECTED:
+            runs.claim(session, ticket, worker)
+        runs.fail(session, ticket, reason, error, random.random())  # noqa: S311
 
 
 def _record_failure(ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
@@ -223,6 +245,14 @@ def _insist(
                 raise
             time.sleep(pause)
             pause = min(1.0, pause * 2)
+
+
+def _shown(value: object, how: Callable[[object], str]) -> str:
+    """A value in words, even where its own words fail."""
+    try:
+        return how(value)
+    except Exception:  # noqa: BLE001 - a target's own code
+        return f"<{type(value).__name__} that cannot be shown>"
 
 
 def _clean(text: str) -> str:

@@ -1,9 +1,10 @@
-"""What a worker's main process tells PostgreSQL, from a thread of its own: which runs go on, what it can run.
+"""What a worker's main process tells PostgreSQL, from threads of its own: which runs go on, what it can run.
 
-One statement renews the heartbeats of all its runs. The thread also records what a killed child no longer
-can, so that Celery's event loop never waits for the database.
+One statement renews the heartbeats of all its runs. A second thread records what a killed child no longer can,
+so that neither Celery's event loop nor a heartbeat waits for it.
 """
 
+import contextlib
 import inspect
 import logging
 import queue
@@ -31,7 +32,7 @@ _deferred: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
 
 def defer(job: Callable[[], None]) -> None:
-    """Has the heartbeat's thread do a job that waits for the database."""
+    """Has the clerk do a job that waits for the database."""
     _deferred.put(job)
 
 
@@ -49,11 +50,9 @@ class Heartbeat(threading.Thread):
         self.beat()
 
     def beat(self) -> None:
-        """One beat: renew, do what was deferred, and now and then say what this worker can run."""
+        """One beat: renew, and now and then say what this worker can run."""
         try:
             renew(_tickets(state.active_requests))
-            while not _deferred.empty():
-                _deferred.get()()
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
             self.beats += 1
@@ -61,6 +60,29 @@ class Heartbeat(threading.Thread):
             log.warning("PostgreSQL is away: heartbeats are renewed when it is back")
         except Exception:
             log.exception("a heartbeat failed, the next one follows")
+
+
+class Clerk(threading.Thread):
+    """Does what was deferred, one after the other, so that no heartbeat waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="clerk", daemon=True)
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not (self.stopping.is_set() and _deferred.empty()):
+            with contextlib.suppress(queue.Empty):
+                self.do(_deferred.get(timeout=EVERY / 4))
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Does a job; one that PostgreSQL is away for is put back."""
+        try:
+            job()
+        except errors.Unavailable:
+            _deferred.put(job)
+            self.stopping.wait(EVERY)
+        except Exception:
+            log.exception("a record from outside failed; the chores of the beats repair what it left")
 
 
 def renew(tickets: list[Ticket]) -> None:
@@ -72,7 +94,11 @@ def renew(tickets: list[Ticket]) -> None:
 
 def offer(targets: Iterable[Any]) -> None:
     """Publishes what this worker can run. Celery's own tasks and our calls are no targets."""
-    rows = [_offered(task) for task in targets if not task.name.startswith(("celery.", "punctual."))]
+    ours = [task for task in targets if not task.name.startswith(("celery.", "punctual."))]
+    foreign = [task.name for task in ours if not getattr(task, "records", False)]
+    if foreign:
+        log.error("these cannot be targets, as their base class is not app.Task: %s", ", ".join(sorted(foreign)))
+    rows = [_offered(task) for task in ours if task.name not in foreign]
     if not rows:
         return
     statement = insert(Target)

@@ -10,7 +10,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from app import db, logs, settings
 from app.broker import celery_app, declare
 from workers.execution import RecordedTask
-from workers.heartbeat import Heartbeat
+from workers.heartbeat import Clerk, Heartbeat
 
 BUILT_IN = ("workers.targets.debug", "workers.targets.http")
 
@@ -23,7 +23,7 @@ celery_app.conf.update(
 # what happens to running tasks when the connection is lost is set on purpose, see app/broker.py
 warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
 
-_heartbeat = Heartbeat()
+_threads = (Heartbeat(), Clerk())
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
@@ -50,11 +50,14 @@ def _forget_the_parents_connections(**_: Any) -> None:
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
-    _heartbeat.start()
+    for thread in _threads:
+        thread.start()
 
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _stop(**_: Any) -> None:
-    _heartbeat.stopping.set()
-    if _heartbeat.is_alive():
-        _heartbeat.join(timeout=5)
+    for thread in _threads:
+        thread.stopping.set()
+    for thread in _threads:
+        if thread.is_alive():
+            thread.join(timeout=5)

@@ -193,8 +193,10 @@ def test_only_what_is_missing_is_started(data, monkeypatch, tmp_path):
         assert {process.name() for process in running(data)} == {"redis-server"}
 
 
-def test_a_command_ends_with_its_own_code_and_gets_sigterm(data):
-    with command(data, 'trap "exit 7" TERM; while :; do sleep 0.05; done') as process:
+def test_a_command_ends_with_its_own_code_and_gets_sigterm(data, tmp_path, eventually):
+    ready = tmp_path / "ready"
+    with command(data, f'trap "exit 7" TERM; touch {ready}; while :; do sleep 0.05; done') as process:
+        eventually(ready.exists)
         process.terminate()
         assert process.wait(20) == 7
     assert running(data) == []

@@ -168,7 +168,7 @@ def test_a_second_start_says_that_one_is_running(server, data, eventually):
     ("lines", "settings", "sentence"),
     [
         ({"release": "false"}, {}, "the migration failed with code 1"),
-        ({"worker": "sh -c 'exit 3'"}, {}, "worker.1 ended before it was ready"),
+        ({"web": "sleep 602", "worker": "sh -c 'exit 3'"}, {}, "worker.1 ended before it was ready"),
         ({}, {"PORT": "notaport"}, "PORT: "),
         ({}, {"PUNCTUAL_NONSENSE": "1"}, "PUNCTUAL_NONSENSE: there is no such setting"),
     ],

@@ -59,11 +59,11 @@ def test_beyond_the_bound_the_oldest_that_is_recorded_stands_for_those_before_it
 
 def test_max_runs_leaves_out_what_comes_after_the_last_run():
     due = [Due(slot=slot) for slot in ago(3, 2, 1)]
-    assert bound(due, 2) == (due[:2], 0)
-    assert bound(due, 5) == (due, 2)
-    assert bound(due, 0) == ([], 0)
+    assert bound(due, 2) == due[:2]
+    assert bound(due, 5) == due
+    assert bound(due, 0) == []
 
 
 def test_slots_that_are_only_recorded_do_not_count_toward_max_runs():
     due = [Due(slot=slot, skipped=True) for slot in ago(30, 20)] + [Due(slot=slot) for slot in ago(2, 1)]
-    assert bound(due, 1) == (due[:3], 0)
+    assert bound(due, 1) == due[:3]
