@@ -1,7 +1,9 @@
 """Bad input to every route gets the right 4xx with the field named, a store that is away 503; nothing gets a 500."""
 
+import base64
 import io
 import json
+import uuid
 from uuid import uuid4
 
 import pytest
@@ -9,6 +11,9 @@ import pytest
 BASE = "/api/v1"
 HOURLY = {"type": "interval", "every": 3600}
 GOOD = {"target": "debug.echo", "schedule": HOURLY}
+EARLY = base64.urlsafe_b64encode(json.dumps(["0001-01-01T00:00:00+14:00", str(uuid.UUID(int=0))]).encode()).decode()
+"""A cursor whose time lies before the first year in UTC."""
+
 NOBODY = str(uuid4())
 
 CALLS = [
@@ -107,6 +112,11 @@ BAD_FIELDS = [
     ("queue", {"queue": "a b"}),
     ("queue", {"queue": "default\n"}),
     ("queue", {"queue": "x" * 65}),
+    ("queue", {"queue": "amq.direct"}),
+    ("queue", {"queue": "punctual.dead"}),
+    ("queue", {"queue": "unacked"}),
+    ("kwargs", {"kwargs": {"x": {"__type__": "uuid", "__value__": "1"}}}),
+    ("args", {"args": [[{"__value__": 1, "__type__": "any"}]]}),
     ("priority", {"priority": -1}),
     ("priority", {"priority": 10}),
     ("priority", {"priority": "5"}),
@@ -264,6 +274,7 @@ def test_a_bad_field_of_any_other_body_is_named(client, task, path, body, field)
         ("/tasks?after=nonsense", "after"),
         ("/tasks?after=%FF%00", "after"),
         ("/tasks?after=W10", "after"),
+        (f"/tasks?after={EARLY}", "after"),
         ("/tasks?after=WyJ4IiwieCJd", "after"),
         (f"/tasks?after={'Wyd' * 900}", "after"),
         ("/tasks?state=lost", "state"),

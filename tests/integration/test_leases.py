@@ -110,6 +110,15 @@ def test_an_emptied_redis_leaves_no_beat_believing_in_its_old_leases(beats, redi
     assert len(first.held() | second.held()) == BUCKETS
 
 
+def test_leases_that_were_dropped_and_have_not_run_out_are_taken_back_at_once(beats):
+    [only] = beats(1)
+    only.renew()
+    only.drop()
+    assert only.held() == set()
+    only.renew()
+    assert only.held() == set(range(BUCKETS))
+
+
 def test_a_lease_in_redis_runs_out_by_itself(beats, redis_client):
     [only] = beats(1)
     only.renew()
