@@ -11,10 +11,9 @@ from typing import Any
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
-from app import broker, db, messages, runs
+from app import broker, messages
 from app.messages import DEAD_LETTERS, Ticket
-from app.states import Reason
-from workers import heartbeat
+from workers import execution, heartbeat
 
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 """Seconds between tries to reach the broker."""
@@ -90,7 +89,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         except messages.TicketError:
             return
         error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
-        heartbeat.defer(lambda: _reject(ticket, self.hostname, error))
+        heartbeat.defer(lambda: execution.reject(ticket, self.hostname, error))
 
 
 def _copy(message: Any, queue: str) -> None:
@@ -100,9 +99,3 @@ def _copy(message: Any, queue: str) -> None:
         message.body, 0, message.content_type, message.content_encoding, message.headers, dict(message.properties)
     )
     channel.basic_publish(copy, exchange="", routing_key=queue)
-
-
-def _reject(ticket: Ticket, worker: str, error: dict[str, Any]) -> None:
-    with db.transaction() as session:
-        if runs.claim(session, ticket, worker):
-            runs.fail(session, ticket, Reason.REJECTED, error, draw=0.5)

@@ -63,7 +63,13 @@ class RecordedRequest(Request):  # type: ignore[misc]
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
         ticket = ticket_of(self._request_dict.get(messages.HEADER))
         if ticket is not None:
-            heartbeat.defer(lambda: _record_from_outside(ticket, self._hostname, reason, error))
+            heartbeat.defer(
+                lambda: (
+                    reject(ticket, self._hostname, error)
+                    if reason == Reason.REJECTED
+                    else _record_killed(ticket, reason, error)
+                )
+            )
 
 
 class RecordedTask(Task):  # type: ignore[misc]
@@ -206,11 +212,16 @@ def _claim(ticket: Ticket, worker: str) -> bool:
         raise Reject(exc, requeue=True) from exc
 
 
-def _record_from_outside(ticket: Ticket, worker: str, reason: Reason, error: dict[str, Any]) -> None:
-    """Records what the child did not: perhaps it never came to claim the run."""
+def reject(ticket: Ticket, worker: str, error: dict[str, Any]) -> None:
+    """Fails a run that can never be called here. One that somebody else has claimed is theirs, and left alone."""
     with db.transaction() as session:
-        if reason == Reason.REJECTED:
-            runs.claim(session, ticket, worker)
+        if runs.claim(session, ticket, worker):
+            runs.fail(session, ticket, Reason.REJECTED, error, random.random())  # noqa: S311
+
+
+def _record_killed(ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
+    """Records the end of an attempt whose process was killed."""
+    with db.transaction() as session:
         runs.fail(session, ticket, reason, error, random.random())  # noqa: S311
 
 
