@@ -47,6 +47,7 @@ class Process:
         # the environment is read anew at each start
         program = processes.Program(name=name, argv=server.shell(line), cwd=ROOT, env=self.env, log=self.log)
         self.keeper = processes.Keeper(program, self._note)
+        self._log_from = 0
 
     @property
     def kind(self) -> str:
@@ -70,6 +71,7 @@ class Process:
     def restart(self, **env: str) -> None:
         """A clean stop and a start, this once with `env` on top."""
         before = self.pid
+        self._note_log()
         self.env.update(env)
         os.kill(before, signal.SIGTERM)  # to the process alone: a worker's children must be able to end their runs
         try:
@@ -77,6 +79,27 @@ class Process:
         finally:
             for name in env:
                 del self.env[name]
+
+    @contextmanager
+    def gone(self) -> Iterator[None]:
+        """Killed, and started again only at the end."""
+        self.signal(signal.SIGSTOP)  # so that it cannot stop cleanly in between
+        self.keeper.ask()
+        self.signal(signal.SIGKILL)
+        self.keeper.finish(STOP_WITHIN)
+        try:
+            yield
+        finally:
+            self.start()
+
+    def start(self) -> None:
+        self.keeper = processes.Keeper(self.keeper.program, self._note)
+        self.keeper.start()
+        self._note_log()
+
+    def lines(self) -> list[str]:
+        """What was logged since the last start or restart that was asked for."""
+        return self.log.read_bytes()[self._log_from :].decode(errors="replace").splitlines()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -89,6 +112,9 @@ class Process:
 
     def _wait_successor(self, before: int) -> None:
         poll(lambda: self.pid != before, within=STOP_WITHIN + BACK_WITHIN, what=f"a new {self.name}")
+
+    def _note_log(self) -> None:
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
 
     def _note(self, _name: str, _line: str) -> None:
         self.ends += 1
@@ -129,7 +155,7 @@ class Stack:
     def wait_ready(self) -> None:
         poll(self.is_ready, within=READY_WITHIN, what=f"the stack (its logs lie in {self.folder / 'logs'})")
 
-    def channel(self) -> amqp.Connection:
+    def connect(self) -> amqp.Connection:
         """A connection to the broker that no link breaks."""
         parts = httpx.URL(self.broker_url.replace("amqp://", "http://", 1))
         host = f"{parts.host}:{parts.port or links.USUAL_PORTS['amqp']}"
@@ -163,12 +189,17 @@ def running(*, sentinel: bool = False) -> Iterator[Stack]:
                 name = f"{kind}.{number}"
                 line = lines[kind] + OPTIONS.get(kind, "")
                 stack.processes[name] = Process(name, line, env, folder / "logs")
-        keepers = [process.keeper for process in stack.processes.values()]
-        exits.callback(processes.stop, keepers, patience=STOP_WITHIN)
-        for keeper in keepers:
-            keeper.start()
+        exits.callback(_stop, stack)
+        for process in stack.processes.values():
+            process.start()
         stack.wait_ready()
         yield stack
+
+
+def _stop(stack: Stack) -> None:
+    processes.stop([process.keeper for process in stack.processes.values()], patience=STOP_WITHIN)
+    for link in stack.links.values():
+        link.close()
 
 
 def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
