@@ -20,7 +20,7 @@ from kombu import Connection, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
-from app import errors, messages, settings
+from app import errors, failpoints, messages, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message
 
 CONFIRM_TIMEOUT = 3.0
@@ -161,6 +161,7 @@ class Publisher:
             for message in batch:
                 if there[message.queue] and self._send(message):
                     sent.append(message)  # noqa: PERF401 - what went out before an error must be known
+            failpoints.reached("published")
             self._confirm()
         except Exception as exc:  # noqa: BLE001 - the chore publish_pending sends again what stays pending
             log.warning("publishing failed, the runs stay pending and are sent again: %r", exc)

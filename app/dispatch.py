@@ -22,7 +22,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, Integer, Text, Uuid, select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, outbox, policies, runs, schedules
+from app import db, errors, failpoints, outbox, policies, runs, schedules
 from app.messages import Message
 from app.models import Task
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger
@@ -156,7 +156,9 @@ def send(publish: Publish, batch: Sequence[Message]) -> int:
     """Sends messages whose runs are committed, and marks the confirmed ones queued. Returns their number."""
     if not batch:
         return 0
+    failpoints.reached("fired")
     confirmed = publish(batch)
+    failpoints.reached("confirmed")
     if confirmed:
         with db.transaction() as session:
             runs.mark_queued(session, [message.ticket for message in confirmed])

@@ -23,7 +23,7 @@ from celery.worker.request import Request
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
-from app import db, errors, messages, runs
+from app import db, errors, failpoints, messages, runs
 from app.messages import Ticket
 from app.states import Reason
 from workers import heartbeat
@@ -165,9 +165,11 @@ def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
     _soft_limit.install()
     if not _claim(ticket, worker):
         raise Ignore
+    failpoints.reached("claimed")
     try:
         with _soft_limit.armed():
             result = call()
+        failpoints.reached("called")
     except SoftTimeLimitExceeded as exc:
         _record_failure(ticket, Reason.TIMEOUT, describe(exc, "It did not end within its timeout."))
         raise
@@ -179,6 +181,7 @@ def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
         raise
     if not _insist(lambda session: runs.succeed(session, ticket, cut(result)), RECORD_PATIENCE):
         log.warning("the result of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
+    failpoints.reached("recorded")
     return result
 
 
