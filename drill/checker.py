@@ -106,6 +106,8 @@ class Verdict:
     counts: Counter[Offence]
     offences: tuple[str, ...]
     """The first few of each kind, in words."""
+    judged: tuple[Judged, ...]
+    """Each slot, for whoever looks closer."""
 
     @property
     def valid(self) -> bool:
@@ -287,6 +289,7 @@ class _Judge:
             faults=tuple(_of_fault(fault, judged) for fault in self.faults),
             counts=self.counts,
             offences=tuple(told for kind in Offence for told in self.told[kind]),
+            judged=tuple(judged),
         )
 
 

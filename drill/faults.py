@@ -8,12 +8,11 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import amqp
-import psutil
 
 from drill import links
 from drill.stack import FAIL_POINT, KINDS, STORES, Process, Stack, poll
@@ -119,8 +118,8 @@ class Fault:
 @contextmanager
 def _leader_killed(site: Site) -> Iterator[None]:
     leader = site.leader()
-    leader.signal(signal.SIGKILL)
     before = leader.pid
+    leader.signal(signal.SIGKILL)
     yield
     poll(lambda: leader.pid != before, within=PASSED_WITHIN, what="a new beat")
 
@@ -148,50 +147,42 @@ def _beats_gone(*, but: int) -> Strike:
 # fail points
 
 
-def _beat_fails(point: str, action: str) -> Strike:
+def _beat_fails(point: str, pause: float) -> Strike:
     @contextmanager
     def strike(site: Site) -> Iterator[None]:
         beat = site.random.choice(site.stack.of("beat"))
-        ends = beat.ends
-        beat.restart(**{FAIL_POINT: f"{point}:{site.random.randint(1, 20)}:{action}"})
+        beat.restart(**{FAIL_POINT: _fail_point(point, site.random.randint(1, 20), pause)})
+        armed = beat.pid
         yield
-        # one that sleeps is ended by its own watch, or wakes and says so
-        poll(
-            lambda: beat.ends > ends + 1 or _has_woken(beat, point),
-            within=PASSED_WITHIN,
-            what=f"{beat.name}'s passing of the fail point {point}",
-        )
+        _wait_passed(beat, point, pause)
+        if not pause:
+            poll(lambda: beat.pid != armed, within=PASSED_WITHIN, what="a new beat")
 
     return strike
 
 
-def _worker_fails(point: str, action: str) -> Strike:
+def _worker_fails(point: str, pause: float) -> Strike:
     @contextmanager
     def strike(site: Site) -> Iterator[None]:
         worker = site.random.choice(site.stack.of("worker"))
-        worker.restart(**{FAIL_POINT: f"{point}:{site.random.randint(5, 40)}:{action}"})
-        poll(lambda: len(_children(worker)) > 1, within=PASSED_WITHIN, what="the worker's processes")
-        before = _children(worker)
+        worker.restart(**{FAIL_POINT: _fail_point(point, site.random.randint(5, 40), pause)})
         yield
-        poll(
-            lambda: before - _children(worker) or _has_woken(worker, point),
-            within=PASSED_WITHIN,
-            what=f"{worker.name}'s passing of the fail point {point}",
-        )
-        worker.restart()  # its new processes are armed as well
+        _wait_passed(worker, point, pause)
+        worker.restart()  # the processes that it starts in place of dead ones are armed as well
 
     return strike
 
 
-def _children(process: Process) -> set[int]:
-    with suppress(psutil.Error):
-        return {child.pid for child in psutil.Process(process.pid).children()}
-    return set()
+def _fail_point(point: str, nth: int, pause: float) -> str:
+    return f"{point}:{nth}:{f'pause={pause:g}' if pause else 'kill'}"
 
 
-def _has_woken(process: Process, point: str) -> bool:
-    """Whether the process that runs now has slept at the fail point: its log says so when it wakes."""
-    return any(f"fail point {point} over" in line for line in process.lines())
+def _wait_passed(process: Process, point: str, pause: float) -> None:
+    """Waits until the process has come to its fail point, of which its log tells, and slept there."""
+    said = f"fail point {point}:"
+    what = f"{process.name} at the fail point {point}"
+    poll(lambda: any(said in line for line in process.lines()), within=PASSED_WITHIN, what=what)
+    time.sleep(pause)
 
 
 # stores
@@ -301,17 +292,17 @@ def _links(kind: str) -> Fault:
     )
 
 
-def _fails(kind: str, point: str, make: Callable[[str, str], Strike], bound: Bound) -> Fault:
+def _fails(kind: str, point: str, make: Callable[[str, float], Strike], bound: Bound) -> Fault:
     return Fault(
         name=f"{kind} fails at {point}",
         variants=tuple(
             Variant(
                 name=f"{kind} {word} at {point}",
-                strike=make(point, action),
+                strike=make(point, pause),
                 touches=frozenset({kind}),
                 waits=True,
             )
-            for word, action in (("killed", "kill"), ("asleep", f"pause={FAIL_PAUSE:g}"))
+            for word, pause in (("killed", 0.0), ("asleep", FAIL_PAUSE))
         ),
         bound=bound,
         hits=5,
@@ -487,4 +478,3 @@ def joined(name: str, faults: Sequence[Fault], *, bound: Bound | None = None) ->
 
 def _sleep_until(at: datetime) -> None:
     time.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))
-

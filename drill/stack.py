@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import amqp
 import httpx
@@ -134,6 +135,8 @@ class Stack:
     links: dict[tuple[str, str], Link]
     processes: dict[str, Process] = field(default_factory=dict)
     port: int = 0
+    sentinel: bool = False
+    """Whether its Redis fails over."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     @property
@@ -204,8 +207,11 @@ def _stop(stack: Stack) -> None:
 
 def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
     database, database_url = exits.enter_context(stores.database(folder))
-    watched = stores.watched_redis if sentinel else stores.redis_server
-    redis: stores.Redis | stores.Watched = exits.enter_context(watched(folder))
+    redis: stores.Redis | stores.Watched
+    if sentinel:
+        redis = exits.enter_context(stores.watched_redis(folder))
+    else:
+        redis = exits.enter_context(stores.redis_server(folder))
     rabbitmq, broker_url = None, os.environ.get("BROKER_URL", "")
     if stores.has_rabbitmq():
         rabbitmq, broker_url = exits.enter_context(stores.rabbitmq(folder))
@@ -219,6 +225,7 @@ def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
         rabbitmq=rabbitmq,
         broker_url=broker_url,
         links={},
+        sentinel=sentinel,
     )
 
 
@@ -259,7 +266,7 @@ class Asker:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="asker", daemon=True)
 
-    def __enter__(self) -> "Asker":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

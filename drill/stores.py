@@ -118,7 +118,7 @@ def _make_database(admin: str) -> None:
     import psycopg  # noqa: PLC0415
 
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {DATABASE}")  # type: ignore[arg-type]
+        connection.execute(f"CREATE DATABASE {DATABASE}")
 
 
 @dataclass(kw_only=True)
@@ -208,7 +208,7 @@ class Watched:
     def master(self) -> Redis:
         """The server that the Sentinels name."""
         with redis.Redis(port=self.sentinels[0], socket_timeout=3, decode_responses=True) as sentinel:
-            _, port = sentinel.sentinel_get_master_addr_by_name(MASTER)  # type: ignore[no-untyped-call]
+            _, port = sentinel.sentinel_get_master_addr_by_name(MASTER)
         return next(server for server in self.servers if server.port == int(port))
 
     @contextmanager
@@ -237,7 +237,7 @@ class Watched:
 
     def _sees_all(self, port: int) -> bool:
         with redis.Redis(port=port, socket_timeout=3, decode_responses=True) as sentinel:
-            seen = sentinel.sentinel_master(MASTER)  # type: ignore[no-untyped-call]
+            seen = sentinel.sentinel_master(MASTER)
         return bool(seen["num-slaves"] == 2 and seen["num-other-sentinels"] == 2 and not seen["is_odown"])  # noqa: PLR2004
 
 
