@@ -27,7 +27,7 @@ def main() -> int:
     if given.list:
         print("\n".join(f"{row.name:<28} {len(row.variants) * row.hits:>3} hits   {row.bound}" for row in rows))
         return 0
-    chosen = _part(_chosen(rows, given.only, full=given.full), plan, given.part)
+    chosen = part_of(_chosen(rows, given.only, full=given.full), plan, given.part)
     return _drill(chosen, plan, given)
 
 
@@ -59,7 +59,7 @@ def _chosen(rows: Sequence[Fault], only: Sequence[str] | None, *, full: bool) ->
     return [row for row in rows if full or row.in_short]
 
 
-def _part(rows: Sequence[Fault], plan: Plan, part: tuple[int, int]) -> list[Fault]:
+def part_of(rows: Sequence[Fault], plan: Plan, part: tuple[int, int]) -> list[Fault]:
     """One of several parts that take about the same time."""
     number, of = part
     parts: list[list[Fault]] = [[] for _ in range(of)]

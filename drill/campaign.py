@@ -11,8 +11,11 @@ from deploy.processes import StartError
 from drill import checker, ledger, oracle, stack, witness
 from drill.checker import Judged, Offence, Outcome, Verdict
 from drill.faults import BURST, Bound, Fault, Site, Variant
+from drill.history import Call
+from drill.ledger import Row
 from drill.oracle import Demand
 from drill.stack import Stack
+from drill.witness import Start
 from drill.workload import Workload
 
 PROMISE = 10.0
@@ -78,6 +81,9 @@ class Result:
     restarts: int = 0
     broken: list[str] = field(default_factory=list)
     """What did not hold, in words."""
+    calls: Sequence[Call] = ()
+    rows: Sequence[Row] = ()
+    starts: Sequence[Start] = ()
 
     @property
     def kept(self) -> bool:
@@ -118,7 +124,7 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
             _commit(site, fault, plan, tell, result)
             result.restarts = current.ends() - ends
             time.sleep(plan.quiet)
-            result.verdict = _judge(current, workload, seen, result.committed)
+            result.verdict = _judge(current, workload, seen, result)
             workload.close()
         except StartError as exc:
             result.broken.append(str(exc))
@@ -151,7 +157,7 @@ def _await_burst(site: Site) -> None:
     time.sleep(max(0.0, (at - _now()).total_seconds()) + site.random.uniform(0, 0.3))
 
 
-def _judge(current: Stack, workload: Workload, seen: witness.Witness, committed: Sequence[checker.Fault]) -> Verdict:
+def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Result) -> Verdict:
     """Judges the slots up to now: as soon as all have ended, or when the promise has run out for the last."""
     asked = _now()
     until = asked + timedelta(seconds=PROMISE)
@@ -163,9 +169,12 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, committed:
         if wanted <= ended or _now() >= until:
             break
         time.sleep(STEP)
-    starts = seen.starts()
+    result.starts = seen.starts()
+    # after the starts: none of them may be without the row that was claimed before it
+    result.rows = ledger.read(current.database_url, workload.prefix)
+    result.calls = workload.history.calls
     slots = oracle.slots(workload.history, until)
-    return checker.check(slots, rows, starts, faults=committed, bound=PROMISE, until=until)
+    return checker.check(slots, result.rows, result.starts, faults=result.committed, bound=PROMISE, until=until)
 
 
 def breaches(result: Result, verdict: Verdict) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drill.campaign import Result
-from drill.checker import Judged, Offence, Outcome
+from drill.checker import Judged, Offence, Outcome, Verdict
 from drill.oracle import Demand
 
 COLUMNS = (
@@ -85,6 +85,16 @@ def _details(result: Result) -> dict[str, Any]:
         "offences": {str(kind): count for kind, count in verdict.counts.items()},
         "told": verdict.offences,
         "offending": [_slot(each) for each in verdict.judged if _offends(each)],
+        "records": _records(result, verdict),
+    }
+
+
+def _records(result: Result, verdict: Verdict) -> dict[str, Any]:
+    """Everything that is known of the tasks that are told of."""
+    words = {word for told in verdict.offences for word in told.split()}
+    return {
+        name: [asdict(each) for each in found if each.task in words]
+        for name, found in (("calls", result.calls), ("rows", result.rows), ("starts", result.starts))
     }
 
 
