@@ -23,6 +23,7 @@ class Outcome(StrEnum):
     """What became of a slot."""
 
     ON_TIME = "on time"
+    EARLY = "early"
     LATE = "late"
     MISSED = "recorded as missed"
     LOST = "lost"
@@ -133,7 +134,9 @@ def check(
     recovery: float = 10.0,
     until: datetime,
 ) -> Verdict:
-    """Judges each slot. Demanded are those due by `until` - `bound`; rows and starts were read at or after `until`.
+    """Judges each slot. Demanded are those due by `until` - `bound`.
+
+    Read the starts at `until` or later, and the rows after them: a start must find the attempt that it stands in.
 
     A late slot is a fault's where the fault began before its time was up, and it was due at most `recovery`
     seconds after the heal.
@@ -205,6 +208,9 @@ class _Judge:
         if not starts:
             return self._judged(slot, self._unstarted(slot, rows), starts)
         self._started(slot, rows, starts)
+        if starts[0] < slot.at - self.early:
+            self.note(Offence.EARLY, f"{_named(slot)} started {(slot.at - starts[0]).total_seconds():.3f} s early")
+            return self._judged(slot, Outcome.EARLY, starts)
         if starts[0] - slot.due <= self.bound:
             return self._judged(slot, Outcome.ON_TIME, starts)
         if not self._by_fault(slot):
@@ -216,8 +222,6 @@ class _Judge:
         """Notes what is wrong with a slot that has started."""
         if slot.demand == Demand.PAUSED:
             self.note(Offence.PHANTOM, f"{_named(slot)} started while its task was paused")
-        if starts[0] < slot.at - self.early:
-            self.note(Offence.EARLY, f"{_named(slot)} started {(slot.at - starts[0]).total_seconds():.3f} s early")
         claims = max(row.claims for row in rows)
         if len(starts) > claims:
             self.note(Offence.EXECUTED_TWICE, f"{_named(slot)} started {len(starts)} times in {claims} attempts")

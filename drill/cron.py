@@ -26,28 +26,31 @@ Matches = Callable[[datetime], bool]
 
 
 def instants(expression: str, timezone: str, since: datetime, until: datetime) -> Iterator[datetime]:
-    """The instants in [since, until] at which the expression is due."""
+    """The instants in [since, until] at which the expression is due.
+
+    One that names every hour is due whenever the wall clock matches. Any other is due at each wall-clock time once.
+    """
     matches, hourly = read(expression)
     zone = ZoneInfo(timezone)
     minute = since.astimezone(UTC).replace(second=0, microsecond=0)
+    before = _shown((minute - MINUTE).astimezone(zone))
     while minute <= until:
-        if minute >= since and _due(minute, zone, matches, hourly=hourly):
+        local = minute.astimezone(zone)
+        shown = _shown(local)
+        if hourly:
+            due = matches(shown)
+        elif local.fold:  # the clock was put back and shows this for the second time
+            due = False
+        else:  # where the clock was put forward, what it left out is due right after
+            left_out = max(0, (shown - before) // MINUTE - 1)
+            due = any(matches(shown - step * MINUTE) for step in range(left_out + 1))
+        if due and minute >= since:
             yield minute
-        minute += MINUTE
+        minute, before = minute + MINUTE, shown
 
 
-def _due(minute: datetime, zone: ZoneInfo, matches: Matches, *, hourly: bool) -> bool:
-    """Hourly: whenever the wall clock matches. Else each wall-clock time once: one that is left out because the
-    clock is put forward counts right after the gap, one that is shown twice counts the first time."""
-    local = minute.astimezone(zone)
-    shown = local.replace(tzinfo=None, fold=0)
-    if hourly:
-        return matches(shown)
-    if local.fold:  # the clock was put back and shows this for the second time
-        return False
-    before = (minute - MINUTE).astimezone(zone).replace(tzinfo=None, fold=0)
-    left_out = max(0, (shown - before) // MINUTE - 1)
-    return any(matches(shown - step * MINUTE) for step in range(left_out + 1))
+def _shown(local: datetime) -> datetime:
+    return local.replace(tzinfo=None, fold=0)
 
 
 def read(expression: str) -> tuple[Matches, bool]:

@@ -113,7 +113,8 @@ def _follow(current: Span | None, call: Call) -> tuple[list[Span], Span | None]:
         return [before], begun
     since = call.answered_at + MARGIN
     if call.schedule is not None:
-        after = _begun(call.schedule, call.answered_at, since)
+        # a one-time slot is certain from the answer on, wherever it was put
+        after = _begun(call.schedule, call.answered_at, call.answered_at if _is_one_time(call.schedule) else since)
     else:
         demand = Demand.PAUSED if call.deed == Deed.PAUSE else Demand.MUST
         after = replace(current, since=since, until=FOREVER, demand=demand, overtaken_at=None)
@@ -148,7 +149,7 @@ def _cut(current: Span, call: Call) -> Span:
 def _within(span: Span, until: datetime) -> Iterator[tuple[datetime, datetime]]:
     """The slots in [since, until), each with the instant from which it can start."""
     for at in _instants(span.schedule, span.since, until):
-        due = max(at, span.known_at) if span.schedule["type"] in {"once", "now"} else at
+        due = max(at, span.known_at) if _is_one_time(span.schedule) else at
         if span.since <= due < until:
             yield at, due
 
@@ -170,6 +171,10 @@ def _interval(anchor: datetime, every: timedelta, since: datetime, until: dateti
     while (at := anchor + number * every) <= until:
         yield at
         number += 1
+
+
+def _is_one_time(schedule: Schedule) -> bool:
+    return schedule["type"] in {"once", "now"}
 
 
 def _time(text: str) -> datetime:
