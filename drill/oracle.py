@@ -58,7 +58,6 @@ class Span:
     since: datetime
     until: datetime
     demand: Demand
-    overtaken_at: datetime | None = None
 
 
 def slots(history: History, until: datetime) -> list[Slot]:
@@ -73,6 +72,9 @@ def slots(history: History, until: datetime) -> list[Slot]:
 def _of_task(task: str, calls: Iterable[Call], until: datetime) -> list[Slot]:
     """The slots of a task; where two spans name the same, the stronger demand holds."""
     found: dict[datetime, Slot] = {}
+    calls = [call for call in calls if call.answer != Answer.REFUSED]
+    # what waits is cancelled whatever its task went through in between
+    overtakings = [call.asked_at for call in calls if call.deed in {Deed.PAUSE, Deed.DELETE}]
     for span in spans(calls):
         for at, due in _within(span, min(until, span.until)):
             slot = Slot(
@@ -81,7 +83,7 @@ def _of_task(task: str, calls: Iterable[Call], until: datetime) -> list[Slot]:
                 due=due,
                 demand=span.demand,
                 kind=span.schedule["type"],
-                overtaken_at=span.overtaken_at,
+                overtaken_at=next((asked_at for asked_at in overtakings if asked_at >= due), None),
             )
             known = found.get(at)
             if known is None or STRENGTH[slot.demand] > STRENGTH[known.demand]:
@@ -94,8 +96,6 @@ def spans(calls: Iterable[Call]) -> list[Span]:
     found: list[Span] = []
     current: Span | None = None
     for call in calls:
-        if call.answer == Answer.REFUSED:
-            continue
         if call.answer == Answer.UNKNOWN:
             return found + _unknown(current, call)
         before, current = _follow(current, call)
@@ -117,7 +117,7 @@ def _follow(current: Span | None, call: Call) -> tuple[list[Span], Span | None]:
         after = _begun(call.schedule, call.answered_at, call.answered_at if _is_one_time(call.schedule) else since)
     else:
         demand = Demand.PAUSED if call.deed == Deed.PAUSE else Demand.MUST
-        after = replace(current, since=since, until=FOREVER, demand=demand, overtaken_at=None)
+        after = replace(current, since=since, until=FOREVER, demand=demand)
     between = [_maybe(current, call, since), _maybe(after, call, since)]
     if call.deed == Deed.DELETE:
         return [_cut(current, call), between[0]], None
@@ -142,8 +142,7 @@ def _unknown(current: Span | None, call: Call) -> list[Span]:
 
 def _cut(current: Span, call: Call) -> Span:
     """The span up to the call."""
-    overtakes = call.deed in {Deed.PAUSE, Deed.DELETE}
-    return replace(current, until=call.asked_at - MARGIN, overtaken_at=call.asked_at if overtakes else None)
+    return replace(current, until=call.asked_at - MARGIN)
 
 
 def _within(span: Span, until: datetime) -> Iterator[tuple[datetime, datetime]]:

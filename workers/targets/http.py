@@ -5,7 +5,6 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import httpcore
@@ -88,12 +87,6 @@ def request(
     if answer.status_code not in expect if expect else not answer.is_success:
         raise UnexpectedStatus(f"{method} {url} answered {answer.status_code}: {text[:500]}")
     return {"status": answer.status_code, "headers": dict(answer.headers), "body": text}
-
-
-@cache
-def _ssl_context() -> ssl.SSLContext:
-    """Once per process: the certificates take 20 ms to read."""
-    return httpx.create_ssl_context(trust_env=False)
 
 
 def _client(timeout: float) -> httpx.Client:
