@@ -21,6 +21,9 @@ from drill.workload import Workload
 PROMISE = 10.0
 """Seconds from its slot in which a run starts where no fault holds it up."""
 
+PATIENCE = 60.0
+"""Seconds after which what has not started counts as lost, and not as late."""
+
 BURST_AHEAD = 3.0
 STEP = 0.2
 FINE_ANSWERS = frozenset({"200", "503"})
@@ -158,22 +161,23 @@ def _await_burst(site: Site) -> None:
 
 
 def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Result) -> Verdict:
-    """Judges the slots up to now: as soon as all have ended, or when the promise has run out for the last."""
+    """Judges the slots up to now: when all have ended, or after PATIENCE."""
     asked = _now()
-    until = asked + timedelta(seconds=PROMISE)
-    slots = oracle.slots(workload.history, until)
-    wanted = {(slot.task, slot.at) for slot in slots if slot.demand == Demand.MUST and slot.due <= asked}
+    slots = oracle.slots(workload.history, asked)
+    wanted = {(slot.task, slot.at) for slot in slots if slot.demand == Demand.MUST and slot.overtaken_at is None}
     while True:
         rows = ledger.read(current.database_url, workload.prefix)
         ended = {(row.task, row.slot) for row in rows if row.state in ledger.ENDED}
-        if wanted <= ended or _now() >= until:
+        if wanted <= ended or _now() > asked + timedelta(seconds=PATIENCE):
             break
         time.sleep(STEP)
     result.starts = seen.starts()
     # after the starts: none of them may be without the row that was claimed before it
     result.rows = ledger.read(current.database_url, workload.prefix)
     result.calls = workload.history.calls
-    slots = oracle.slots(workload.history, until)
+    until = max(_now(), asked + timedelta(seconds=PROMISE))  # what was due when it was asked has ended, or had its time
+    # up to a moment that no row can have reached, as a row without a slot is an offence
+    slots = oracle.slots(workload.history, until + timedelta(seconds=1))
     return checker.check(slots, result.rows, result.starts, faults=result.committed, bound=PROMISE, until=until)
 
 
