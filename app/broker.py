@@ -69,7 +69,8 @@ class _AMQP(AMQP):  # type: ignore[misc]
 
 def _transport_options(url: str) -> dict[str, Any]:
     if url.startswith("amqp"):
-        return {"confirm_publish": True, "read_timeout": 30, "write_timeout": 5}
+        # without confirms, but for what Publisher sends: a worker's loop would wait for one at each flush of its events
+        return {"read_timeout": 30, "write_timeout": 5}
     return {
         "visibility_timeout": REDIS_REDELIVERY,
         "global_keyprefix": "punctual:broker:",
@@ -195,7 +196,6 @@ class Publisher:
         channel = self.connection.channel()
         self.tag = 0
         if self.is_amqp:
-            channel.basic_publish = channel._basic_publish  # noqa: SLF001 - without its own waiting for any ack
             channel.confirm_select()
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)

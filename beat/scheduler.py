@@ -18,7 +18,7 @@ from uuid import UUID
 import redis
 from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import Integer, Uuid, select, tuple_, update
 
 from app import bell, broker, clock, db, dispatch, errors, outbox, settings
 from app.messages import Ticket
@@ -249,14 +249,18 @@ def _changed(buckets: Collection[int]) -> Sequence[Any]:
         return session.execute(query.limit(BATCH)).all()
 
 
-def _mark_mirrored(rows: Iterable[Any]) -> None:
+def _mark_mirrored(rows: Sequence[Any]) -> None:
     """Notes which version was mirrored. A task that changed meanwhile has another one and is mirrored again."""
-    versions = [(row.id, row.version) for row in rows]
-    if versions:
-        with db.transaction() as session:
-            session.execute(
-                update(Task).where(tuple_(Task.id, Task.version).in_(versions)).values(mirrored_version=Task.version)
-            )
+    if not rows:
+        return
+    done = db.rows("done", id=(Uuid(), [row.id for row in rows]), version=(Integer(), [row.version for row in rows]))
+    with db.transaction() as session:
+        session.execute(
+            update(Task)
+            .where(Task.id == done.c.id, Task.version == done.c.version)
+            .values(mirrored_version=Task.version)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _by_bucket(rows: Iterable[Any]) -> dict[int, list[Entry]]:

@@ -22,7 +22,7 @@ def ticket(fields, postbox):
     with db.transaction() as session:
         task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}))
     fire(postbox.publish, [task.id])
-    return postbox.sent.pop().ticket
+    return postbox.sent[-1].ticket
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ def ticket(fields, postbox):
             session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 3} | RETRY)
         )
     fire(postbox.publish, [task.id])
-    return postbox.sent.pop().ticket
+    return postbox.sent[-1].ticket
 
 
 def again(ticket):
