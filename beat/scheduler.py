@@ -18,7 +18,7 @@ from uuid import UUID
 import redis
 from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
-from sqlalchemy import Integer, Uuid, select, tuple_, update
+from sqlalchemy import Integer, SmallInteger, Uuid, select, true, tuple_, update
 
 from app import bell, broker, clock, db, dispatch, errors, outbox, settings
 from app.messages import Ticket
@@ -149,11 +149,13 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         that what is due rings in between; says whether there is more."""
         held = self.leases.held()
         self.rebuild.reset(self.entries.incomplete(held))
-        changed = _changed(held)
-        written = self._write(_by_bucket(changed))
+        share = max(1, BATCH // max(1, len(held)))
+        changed = _changed(held, share)
+        by_bucket = _by_bucket(changed)
+        written = self._write(by_bucket)
         _mark_mirrored([row for row in changed if row.bucket in written])
         self._rebuild_some()
-        return bool(self.rebuild.buckets) or (len(changed) >= BATCH and bool(written))
+        return bool(self.rebuild.buckets) or any(len(by_bucket[bucket]) >= share for bucket in written)
 
     def _rebuild_some(self) -> None:
         """One batch of a rebuild, the soonest slots first; the rest waits for the next ticks, so that what is
@@ -238,15 +240,23 @@ class Rebuild:
         return rows
 
 
-def _changed(buckets: Collection[int]) -> Sequence[Any]:
-    """Tasks of these buckets whose entry is not of their version."""
-    query = select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version).where(
-        Task.bucket.in_(buckets), Task.version != Task.mirrored_version
-    )
+def _changed(buckets: Collection[int], share: int) -> Sequence[Any]:
+    """Tasks of these buckets whose entry is not of their version: of each at most `share`, the soonest slot first.
+
+    Bucket by bucket, in the order of the index: PostgreSQL takes all versions to differ, and would scan the table.
+    """
     if not buckets:
         return []
+    held = db.rows("held", bucket=(SmallInteger(), sorted(buckets)))
+    each = (
+        select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version)
+        .where(Task.bucket == held.c.bucket, Task.version != Task.mirrored_version)
+        .order_by(Task.next_run_at)
+        .limit(share)
+        .lateral("changed")
+    )
     with db.transaction() as session:
-        return session.execute(query.limit(BATCH)).all()
+        return session.execute(select(each).select_from(held).join(each, true())).all()
 
 
 def _mark_mirrored(rows: Sequence[Any]) -> None:
