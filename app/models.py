@@ -99,8 +99,8 @@ class Task(Base):
         _one_of("catchup_policy", states.Catchup),
         Index("uq_tasks_name", "name", unique=True, postgresql_where=text("state <> 'deleted'")),
         # what is due, soonest first: the audit path, and the rebuild of the entries
-        Index("ix_tasks_due", "next_run_at", postgresql_where=text("state = 'active'")),
-        Index("ix_tasks_unmirrored", "bucket", postgresql_where=text("version <> mirrored_version")),
+        Index("ix_tasks_due", "next_run_at", "id", postgresql_where=text("state = 'active'")),
+        Index("ix_tasks_unmirrored", "bucket", "next_run_at", postgresql_where=text("version <> mirrored_version")),
         # the list: newest first, by keyset
         Index("ix_tasks_created", "created_at", "id"),
     )
@@ -184,4 +184,7 @@ class Target(Base):
     queue: Mapped[str]
     signature: Mapped[str]
     documentation: Mapped[str]
+    duration: Mapped[timedelta | None]
+    """How long its runs took lately: the longest that its workers saw, slowly forgotten. Null where it is unknown, or
+    where the target declares that its runs must not be packed."""
     last_seen_at: Mapped[datetime]
