@@ -288,7 +288,7 @@ def _links(kind: str) -> Fault:
         ),
         bound=Bound(after=10, restarts=False),
         hits=1,
-        between=12,
+        between=8,
         in_short=kind == "beat",
     )
 
@@ -340,6 +340,7 @@ SINGLE: tuple[Fault, ...] = (
         bound=Bound(worst=8),
         hits=5,
         bursts=True,
+        between=6,
         in_short=True,
     ),
     *(_fails("beat", point, _beat_fails, Bound(worst=10)) for point in ("fired", "published", "confirmed")),
@@ -459,7 +460,7 @@ def pairs(seed: int, count: int = PAIRS, *, own_rabbitmq: bool = True) -> Fault:
         variants=tuple(found.values()),
         bound=Bound(executed_twice=True),
         hits=1,
-        between=20,
+        between=12,
     )
 
 
