@@ -6,6 +6,7 @@ Each kind of process reaches each store over a link of its own.
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ import httpx
 from app.settings import Settings
 from deploy import embedded, processes, server
 from deploy.processes import StartError
-from drill import links, stores
+from drill import links, sentinels, stores
 from drill.links import Link
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,7 @@ class Stack:
     folder: Path
     database: stores.Store
     database_url: str
-    redis: stores.Redis | stores.Watched
+    redis: stores.Redis | sentinels.Watched
     rabbitmq: stores.Store | None
     """None where RabbitMQ is the machine's: it is reached over links, and never stopped."""
     broker_url: str
@@ -184,8 +185,11 @@ class Stack:
                 return len(told["buckets"])
         return 0
 
-    def tail(self, name: str, lines: int = 30) -> str:
-        return "\n".join(self.processes[name].log.read_text(errors="replace").splitlines()[-lines:])
+    def copy_logs(self, target: Path) -> None:
+        """Keeps the logs of processes and stores, which go with the stack."""
+        target.mkdir(parents=True, exist_ok=True)
+        for log in (*self.folder.glob("*.log"), *(self.folder / "logs").glob("*.log")):
+            shutil.copyfile(log, target / log.name)
 
 
 @contextmanager
@@ -229,9 +233,9 @@ def _health_file(folder: Path, name: str) -> Path:
 
 def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
     database, database_url = exits.enter_context(stores.database(folder))
-    redis: stores.Redis | stores.Watched
+    redis: stores.Redis | sentinels.Watched
     if sentinel:
-        redis = exits.enter_context(stores.watched_redis(folder))
+        redis = exits.enter_context(sentinels.running(folder))
     else:
         redis = exits.enter_context(stores.redis_server(folder))
     rabbitmq, broker_url = None, os.environ.get("BROKER_URL", "")
