@@ -53,10 +53,22 @@ class RecordedRequest(Request):  # type: ignore[misc]
         ticket = Ticket.read(self.request_dict.get(messages.HEADER))
         return [ticket] if ticket else []
 
-    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **kwargs: Any) -> None:
-        if self.in_hand():
-            heartbeat.note_duration(self.name, failed__retval__runtime[2])
-        super().on_success(failed__retval__runtime, **kwargs)
+    accepted: float | None = None
+    """When a child began with it, on the monotonic clock."""
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        self.accepted = time.monotonic()
+        super().on_accepted(pid, time_accepted)
+
+    def acknowledge(self) -> None:
+        # Celery has no hook for a success: the class that it derives from this one overrides `on_success`
+        if self.accepted is not None:
+            self._note_duration(time.monotonic() - self.accepted)
+        super().acknowledge()
+
+    def _note_duration(self, seconds: float) -> None:
+        if messages.HEADER in self.request_dict:
+            heartbeat.note_duration(self.name, seconds)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 - Celery's own
         super().on_timeout(soft, timeout)

@@ -41,7 +41,6 @@ class Working:
         self.claimed = 0.0
         self.claimed_at = datetime.min.replace(tzinfo=UTC)
         self.ended: list[Line] = []
-        self.slowest = 0.0
 
     def claim(self) -> set[int]:
         """Claims what can be claimed; returns the positions. A message delivered twice finds nothing."""
@@ -96,9 +95,8 @@ class Working:
 
     def _call(self, position: int) -> Line:
         message = self.pack.messages[position]
-        started_at, began = self._now(), time.monotonic()
+        started_at = self._now()
         outcome = call(message, self.worker)
-        self.slowest = max(self.slowest, time.monotonic() - began)
         return Line(
             position=position,
             started_at=started_at,
@@ -113,8 +111,8 @@ class Working:
         return self.claimed_at + timedelta(seconds=time.monotonic() - self.claimed)
 
 
-def work(pack: Pack, worker: str) -> float:
-    """Works through a pack; returns the seconds that its slowest run took. Raises Ignore where nothing is to do."""
+def work(pack: Pack, worker: str) -> None:
+    """Works through a pack. Raises Ignore where nothing is to do."""
     working = Working(pack, worker)
     positions = sorted(working.claim())
     if not positions:
@@ -127,7 +125,6 @@ def work(pack: Pack, worker: str) -> float:
             working.give_back(positions[begun:])
     finally:
         working.page.close()
-    return working.slowest
 
 
 def call(message: Message, worker: str) -> execution.Outcome:
@@ -208,11 +205,8 @@ class PackRequest(execution.RecordedRequest):
                 self._settle(session, reading)
         return [at]
 
-    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **kwargs: Any) -> None:
-        failed, slowest, _ = failed__retval__runtime
-        if not failed and slowest:
-            heartbeat.note_duration(self.pack.target, slowest)
-        super(execution.RecordedRequest, self).on_success(failed__retval__runtime, **kwargs)
+    def _note_duration(self, seconds: float) -> None:
+        heartbeat.note_duration(self.pack.target, seconds / len(self.pack.messages))
 
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
         """The child is gone: the run that it was at failed by that, and its neighbours did not."""
@@ -246,10 +240,10 @@ class _PackTask(execution.RecordedTask):
 
 
 @celery_app.task(name=messages.PACK, base=_PackTask, bind=True)  # type: ignore[untyped-decorator]
-def pack(self: Any, content: dict[str, Any]) -> float:
+def pack(self: Any, content: dict[str, Any]) -> None:
     """Works through many runs of one target."""
     try:
         given = Pack.decode(content)
     except messages.TicketError as exc:
         raise Reject(exc, requeue=False) from exc
-    return work(given, self.request.hostname)
+    work(given, self.request.hostname)

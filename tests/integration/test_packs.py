@@ -108,7 +108,7 @@ def clerk():
 
 def test_each_run_of_a_pack_has_its_own_result_and_stamps(packed):
     pack = packed({}, {"seconds": 0.02}, {})
-    assert work_packs.work(pack, WORKER) == pytest.approx(0.02, abs=0.05)
+    work_packs.work(pack, WORKER)
     found = reread(pack)
     assert [run.result for run in found] == [str(run.id) for run in found]
     assert {(run.state, run.worker, run.attempt) for run in found} == {(RunState.SUCCEEDED, WORKER, 1)}
