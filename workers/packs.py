@@ -19,7 +19,7 @@ from app import db, errors, failpoints, messages, packs
 from app.broker import celery_app
 from app.messages import Message, Pack, Ticket
 from app.states import Reason
-from workers import execution, heartbeat, journal
+from workers import durations, execution, heartbeat, journal
 from workers.journal import Line, Page, Reading
 
 RECORD_EVERY = 0.1
@@ -150,7 +150,7 @@ def call(message: Message, worker: str) -> execution.Outcome:
     try:
         signals.task_prerun.send(sender=task, **told)
         result, outcome = execution.attempt(
-            lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
+            task.name, lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
         )
         state = "FAILURE" if outcome.raised else "SUCCESS"
         signals.task_postrun.send(sender=task, retval=result or outcome.raised, state=state, **told)
@@ -198,15 +198,14 @@ class PackRequest(execution.RecordedRequest):
         if reading is None or reading.position < 0:
             return []
         at = self.pack.messages[reading.position].ticket
+        is_stuck = asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK
         with db.transaction() as session:
             packs.begin_all(session, [(at, reading.began_at)])
-            if asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK:
-                heartbeat.note_duration(self.pack.target, asked - reading.claimed)
+            if is_stuck:
                 self._settle(session, reading)
+        if is_stuck:  # nobody is to pack such runs again
+            durations.tell({self.pack.target: asked - reading.claimed})
         return [at]
-
-    def _note_duration(self, seconds: float) -> None:
-        heartbeat.note_duration(self.pack.target, seconds / len(self.pack.messages))
 
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
         """The child is gone: the run that it was at failed by that, and its neighbours did not."""
