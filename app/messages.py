@@ -1,13 +1,16 @@
 """What travels over the broker: names, the header that ties a message to its run, and nothing else."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 HEADER = "punctual"
 """The message header that holds the ticket. A message without it is an ordinary Celery call, unrecorded."""
+
+PACK = "punctual.pack"
+"""The Celery task that works through a pack. Its one argument is what `Pack.encode` makes."""
 
 DEFAULT_QUEUE = "default"
 CALLS_QUEUE = "punctual"
@@ -15,6 +18,10 @@ DEAD_LETTERS = "punctual.dead"
 
 HARD_LIMIT_GRACE = timedelta(seconds=5)
 """Between the soft limit, which a target may catch to clean up, and the hard one, which kills its process."""
+
+
+BEGIN_WITHIN = timedelta(seconds=2)
+"""After the claim of a pack none of its runs begins later than this."""
 
 
 class TicketError(ValueError):
@@ -33,6 +40,8 @@ class Ticket:
     run: UUID
     slot: datetime
     attempt: int
+    sent_at: datetime | None = field(default=None, compare=False)
+    """When it was handed to the broker, by PostgreSQL's clock, where the run's row did not know it yet."""
 
     def encode(self) -> dict[str, Any]:
         return {
@@ -40,6 +49,7 @@ class Ticket:
             "run": str(self.run),
             "slot": self.slot.astimezone(UTC).isoformat(),
             "attempt": self.attempt,
+            "sent_at": self.sent_at.isoformat() if self.sent_at else None,
         }
 
     @classmethod
@@ -48,14 +58,24 @@ class Ticket:
         if not isinstance(raw, Mapping):
             raise TicketError(raw)
         try:
+            sent_at = raw.get("sent_at")
             return cls(
                 task=UUID(raw["task"]),
                 run=UUID(raw["run"]),
                 slot=datetime.fromisoformat(raw["slot"]),
                 attempt=int(raw["attempt"]),
+                sent_at=datetime.fromisoformat(sent_at) if sent_at else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise TicketError(raw) from exc
+
+    @classmethod
+    def read(cls, raw: object) -> "Ticket | None":
+        """The ticket, or None where there is none that can be read."""
+        try:
+            return cls.decode(raw)
+        except TicketError:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +89,78 @@ class Message:
     args: list[Any]
     kwargs: dict[str, Any]
     timeout: timedelta
+
+    @property
+    def id(self) -> UUID:
+        return self.ticket.run
+
+    @property
+    def messages(self) -> tuple["Message", ...]:
+        """What it carries, as for a pack."""
+        return (self,)
+
+    def stamped(self, sent_at: datetime) -> "Message":
+        """The same, with the time of its sending."""
+        return replace(self, ticket=replace(self.ticket, sent_at=sent_at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Several runs of one target, queue and priority, in one message."""
+
+    id: UUID
+    messages: tuple[Message, ...]
+
+    @property
+    def target(self) -> str:
+        return self.messages[0].target
+
+    @property
+    def queue(self) -> str:
+        return self.messages[0].queue
+
+    @property
+    def priority(self) -> int:
+        return self.messages[0].priority
+
+    @property
+    def timeout(self) -> timedelta:
+        """The longest that one of its runs may take."""
+        return max(message.timeout for message in self.messages)
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> "Pack":
+        return cls(id=uuid4(), messages=tuple(messages))
+
+    def encode(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "target": self.target,
+            "queue": self.queue,
+            "priority": self.priority,
+            "runs": [
+                [message.ticket.encode(), message.args, message.kwargs, message.timeout.total_seconds()]
+                for message in self.messages
+            ],
+        }
+
+    @classmethod
+    def decode(cls, raw: object) -> "Pack":
+        """Raises TicketError where `raw` is not what `encode` made."""
+        if not isinstance(raw, Mapping):
+            raise TicketError(raw)
+        try:
+            common = {name: raw[name] for name in ("target", "queue", "priority")}
+            messages = [
+                Message(
+                    ticket=Ticket.decode(ticket), args=args, kwargs=kwargs, timeout=timedelta(seconds=timeout), **common
+                )
+                for ticket, args, kwargs, timeout in raw["runs"]
+            ]
+            return cls(id=UUID(raw["id"]), messages=tuple(messages))
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise TicketError(raw) from exc
+
+
+Parcel = Message | Pack
+"""What one message of the broker carries."""

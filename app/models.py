@@ -184,4 +184,7 @@ class Target(Base):
     queue: Mapped[str]
     signature: Mapped[str]
     documentation: Mapped[str]
+    duration: Mapped[timedelta | None]
+    """How long its runs took lately: the longest that its workers saw, slowly forgotten. Null where it is unknown, or
+    where the target declares that its runs must not be packed."""
     last_seen_at: Mapped[datetime]

@@ -11,9 +11,10 @@ from uuid import UUID
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
+from app import keys
 from app.messages import Message, Ticket
 from app.models import Run, Task
-from app.runs import NewRun, among
+from app.runs import NewRun
 from app.states import RunState
 
 SENDING = timedelta(seconds=2)
@@ -75,19 +76,19 @@ def message(task: Any, run: Run | NewRun) -> Message:
 
 def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> list[Message]:
     """Makes the chosen runs pending and the caller's to send for SENDING seconds; returns their messages."""
-    keys = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
-    if not keys:
+    taken = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
+    if not taken:
         return []
     session.execute(
         update(Run)
-        .where(among(keys))
+        .where(keys.among(taken))
         .values({"state": RunState.PENDING, "published_at": func.statement_timestamp()} | values)
         .execution_options(synchronize_session=False)
     )
     rows = session.execute(
         select(Run, Task)
         .join(Task, Task.id == Run.task_id)
-        .where(among(keys))
+        .where(keys.among(taken))
         .execution_options(populate_existing=True)
     )
     return [message(task, run) for run, task in rows]

@@ -5,17 +5,24 @@ Every setting may also be given as `NAME_FILE`, the path of a file that holds it
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 DATABASE_SCHEMES = ("postgresql+psycopg://",)
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis-sentinel://")
 BROKER_SCHEMES = ("amqp://", "amqps://", "redis://", "rediss://", "redis+socket://")
+
+FAIL_POINT = re.compile(
+    r"(?P<point>fired|published|confirmed|claimed|called|recorded):(?P<nth>[1-9]\d*):(kill|pause=(?P<pause>\d+(\.\d+)?))"
+)
+"""`claimed:3:kill`, `confirmed:1:pause=15`: see `app.failpoints`."""
 
 
 class Settings(BaseModel):
@@ -40,6 +47,8 @@ class Settings(BaseModel):
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
+    PUNCTUAL_PACKS: bool = True
+    PUNCTUAL_FAIL_POINT: str = ""
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
@@ -64,6 +73,17 @@ class Settings(BaseModel):
         if value:
             raise ValueError("is not available in this version")
         return value
+
+    @model_validator(mode="after")
+    def _fail_point(self) -> Self:
+        if not self.PUNCTUAL_FAIL_POINT:
+            return self
+        if not FAIL_POINT.fullmatch(self.PUNCTUAL_FAIL_POINT):
+            raise ValueError("PUNCTUAL_FAIL_POINT: must be POINT:NTH:kill or POINT:NTH:pause=SECONDS")
+        database = urlsplit(self.DATABASE_URL.get_secret_value()).path
+        if not ("drill" in database or "test" in database):
+            raise ValueError("PUNCTUAL_FAIL_POINT: is for a database whose name says that it is a drill's or a test's")
+        return self
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
@@ -98,7 +118,7 @@ def _value(name: str, environ: Mapping[str, str]) -> str | None:
 def _one_line(exc: ValidationError) -> str:
     error = exc.errors(include_input=False, include_url=False)[0]
     sentence = "is required" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, error['loc']))}: {sentence}"
+    return f"{'.'.join(map(str, error['loc']))}: {sentence}" if error["loc"] else sentence
 
 
 @cache

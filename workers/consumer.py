@@ -13,6 +13,7 @@ from celery.worker.state import maybe_shutdown
 
 from app import broker, messages
 from app.messages import DEAD_LETTERS, Ticket
+from app.states import Reason
 from workers import execution, heartbeat
 
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
@@ -84,12 +85,10 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         else:
             message.reject_log_error(log, self.connection_errors)
         headers = message.headers if isinstance(message.headers, dict) else {}
-        try:
-            ticket = Ticket.decode(headers.get(messages.HEADER))
-        except messages.TicketError:
-            return
-        error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
-        heartbeat.defer(lambda: execution.reject(ticket, self.hostname, error))
+        ticket = Ticket.read(headers.get(messages.HEADER))
+        if ticket is not None:
+            error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
+            heartbeat.defer(lambda: execution.reject(ticket, self.hostname, Reason.REJECTED, error))
 
 
 def _copy(message: Any, queue: str) -> None:

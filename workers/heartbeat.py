@@ -10,18 +10,23 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 from celery.worker import state
+from sqlalchemy import Interval, Text, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, messages, runs
+from app import db, errors, runs
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
 
 EVERY = 1.0
 """Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
+
+FORGET = 0.2
+"""How much of what a slow run taught is forgotten with each heartbeat that saw only quicker ones."""
 
 OFFER_EVERY = 30
 """Heartbeats between two announcements of what this worker can run."""
@@ -34,6 +39,41 @@ _deferred: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 def defer(job: Callable[[], None]) -> None:
     """Has the clerk do a job that waits for the database."""
     _deferred.put(job)
+
+
+class _Durations:
+    """How long runs took since the last heartbeat: the longest of each target."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, float] = {}
+
+    def note(self, target: str, seconds: float) -> None:
+        self.seen[target] = max(seconds, self.seen.get(target, 0.0))
+
+    def write(self) -> None:
+        """Tells the others: at once where a target became slower, bit by bit where it became quicker."""
+        seen, self.seen = self.seen, {}
+        if not seen:
+            return
+        durations = [timedelta(seconds=seconds) for seconds in seen.values()]
+        told = db.rows("told", target=(Text(), list(seen)), duration=(Interval(), durations))
+        calmer = Target.duration + (told.c.duration - Target.duration) * FORGET
+        with db.transaction() as session:
+            session.execute(
+                update(Target)
+                .where(Target.name == told.c.target)
+                .values(duration=func.greatest(told.c.duration, calmer))
+                .execution_options(synchronize_session=False)
+            )
+
+
+_durations = _Durations()
+
+
+def note_duration(target: str, seconds: float) -> None:
+    """Notes how long a run took, unless its target declares `packable = False`."""
+    if getattr(celery_app.tasks.get(target), "packable", True):
+        _durations.note(target, seconds)
 
 
 class Heartbeat(threading.Thread):
@@ -52,7 +92,8 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """One beat: renew, and now and then say what this worker can run."""
         try:
-            renew(_tickets(state.active_requests))
+            renew(_in_hand(state.active_requests))
+            _durations.write()
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
             self.beats += 1
@@ -108,6 +149,8 @@ def offer(targets: Iterable[Any]) -> None:
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
         ordered = [row | seen for row in sorted(rows, key=lambda row: row["name"])]
         session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=replaced), ordered)
+        single = [task.name for task in ours if not getattr(task, "packable", True)]
+        session.execute(update(Target).where(Target.name.in_(single)).values(duration=None))
 
 
 def _offered(task: Any) -> dict[str, str]:
@@ -119,13 +162,6 @@ def _offered(task: Any) -> dict[str, str]:
     }
 
 
-def _tickets(requests: Iterable[Any]) -> list[Ticket]:
-    """The tickets of the requests that a child works on. The set may change meanwhile: it is copied first."""
-    found = []
-    for request in tuple(requests):
-        raw = request.request_dict.get(messages.HEADER)
-        try:
-            found.append(Ticket.decode(raw))
-        except messages.TicketError:
-            continue
-    return found
+def _in_hand(requests: Iterable[Any]) -> list[Ticket]:
+    """The runs that its children work on. The set may change meanwhile: it is copied first."""
+    return [ticket for request in tuple(requests) if hasattr(request, "in_hand") for ticket in request.in_hand()]

@@ -16,7 +16,7 @@ BUILT_IN = ("workers.targets.debug", "workers.targets.http")
 
 celery_app.task_cls = RecordedTask
 celery_app.conf.update(
-    imports=(*BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
+    imports=("workers.packs", *BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
     worker_consumer="workers.consumer:PatientConsumer",
 )
 

@@ -6,9 +6,10 @@ import signal
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore
+from firing import fire
 from sqlalchemy import select
 
-from app import db, dispatch, tasks
+from app import db, tasks
 from app.models import Run
 from app.states import Reason, RunState
 from workers import execution
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("database")
 def ticket(fields, postbox):
     with db.transaction() as session:
         task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}))
-    dispatch.fire(postbox.publish, [task.id])
-    return postbox.sent.pop().ticket
+    fire(postbox.publish, [task.id])
+    return postbox.sent[-1].ticket
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +75,14 @@ def test_the_soft_limit_strikes_the_target_and_is_recorded_as_a_timeout(ticket):
 
 
 def test_a_soft_limit_that_strikes_after_the_target_changes_nothing(ticket, monkeypatch):
-    insist = execution._insist
+    insist = execution.insist
 
     def disturbed(*args):
         os.kill(os.getpid(), signal.SIGUSR1)
         return insist(*args)
 
     def call():
-        monkeypatch.setattr(execution, "_insist", disturbed)
+        monkeypatch.setattr(execution, "insist", disturbed)
         return "done"
 
     assert execution.execute(ticket, "w@h", call) == "done"

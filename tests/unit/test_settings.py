@@ -72,3 +72,21 @@ def test_a_process_ends_at_start_with_one_clear_line(module):
     assert ended.returncode == 1
     assert ended.stderr.startswith("punctual: PORT: ")
     assert ended.stderr.count("\n") == 1
+
+
+ON_A_TEST = GIVEN | {"DATABASE_URL": "postgresql+psycopg://db/punctual_drill_1"}
+
+
+def test_a_fail_point_is_taken_on_a_drills_database():
+    assert Settings.read(ON_A_TEST | {"PUNCTUAL_FAIL_POINT": "fired:2:pause=1.5"}).PUNCTUAL_FAIL_POINT
+
+
+def test_a_fail_point_is_refused_in_production():
+    with pytest.raises(ValueError, match=r"^PUNCTUAL_FAIL_POINT: .* drill's or a test's$"):
+        Settings.read(GIVEN | {"PUNCTUAL_FAIL_POINT": "fired:2:kill"})
+
+
+@pytest.mark.parametrize("text", ["fired", "fired:0:kill", "elsewhere:1:kill", "fired:1:explode", "fired:1:pause="])
+def test_a_fail_point_that_names_nothing_is_refused(text):
+    with pytest.raises(ValueError, match=r"^PUNCTUAL_FAIL_POINT: must be POINT:NTH:kill"):
+        Settings.read(ON_A_TEST | {"PUNCTUAL_FAIL_POINT": text})
