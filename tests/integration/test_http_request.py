@@ -11,6 +11,7 @@ import time
 import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
@@ -27,18 +28,7 @@ PUBLIC = "93.184.216.34"
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OLD_SECRET = "whsec_" + base64.b64encode(bytes(24)).decode()
 
-HOSTS = """
-    127.0.0.1 127.1 127.0.1 127.127.127.127 2130706433 017700000001 0x7f000001 0x7f.1 0x7F.0.0.1 0177.0.0.1 00127.0.0.1
-    0 0.0.0.0 0x0 00 127.0.0.1. 127。0。0。1 １２７.０.０.１ ①②⑦.⓪.⓪.① 127%2e0%2e0%2e1 %31%32%37.0.0.1
-    localhost LOCALHOST localhost. ｌｏｃａｌｈｏｓｔ ip6-localhost localhost.localdomain
-    [::1] [::] [0:0:0:0:0:0:0:1] [0000::0001] [::127.0.0.1] [::7f00:1] [::ffff:127.0.0.1] [::ffff:7f00:1]
-    [0:0:0:0:0:ffff:127.0.0.1] [::ffff:0:127.0.0.1] [64:ff9b::127.0.0.1] [64:ff9b::7f00:1] [64:ff9b:1::7f00:1]
-    [2002:7f00:1::] [2002:7f00:1::1] [2001:0:7f00:1::] [2001:0000:4136:e378:8000:63bf:80ff:fffe] [fe80::1%25lo]
-    [fe80::1%lo] [fe80::1] [fc00::1] [fd00:ec2::254] [fec0::1] [ff02::1] [::1%25lo]
-    169.254.169.254 0xa9fea9fe 2852039166 169.254.43518 100.100.100.200 168.63.129.16 192.0.0.192
-    10.0.0.1 10.1 172.16.0.1 192.168.0.1 192.168.1 100.64.0.1 198.18.0.1 192.0.2.1 224.0.0.1 239.255.255.250
-    240.0.0.1 255.255.255.255
-""".split()
+HOSTS = (Path(__file__).parent / "hostile_hosts.txt").read_text().split()
 FORMS = [
     "http://user:word@127.0.0.1:{port}/",
     "http://example.com@127.0.0.1:{port}/",
