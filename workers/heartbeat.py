@@ -15,7 +15,7 @@ from typing import Any
 from celery.worker import state
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, messages, runs
+from app import db, errors, messages, runs, signatures
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
@@ -23,8 +23,10 @@ from app.models import Target
 EVERY = 1.0
 """Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
 
-OFFER_EVERY = 30
-"""Heartbeats between two announcements of what this worker can run."""
+OFFER_EVERY = 15
+"""Heartbeats between two announcements of what this worker can run; see queries.OFFERED_FOR."""
+
+OFFERED = ("queue", "signature", "parameters", "documentation", "last_seen_at")
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ def offer(targets: Iterable[Any]) -> None:
     if not rows:
         return
     statement = insert(Target)
-    replaced = {name: statement.excluded[name] for name in ("signature", "documentation", "last_seen_at")}
+    replaced = {name: statement.excluded[name] for name in OFFERED}
     with db.transaction() as session:
         seen = {"last_seen_at": db.now(session)}
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
@@ -110,11 +112,13 @@ def offer(targets: Iterable[Any]) -> None:
         session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=replaced), ordered)
 
 
-def _offered(task: Any) -> dict[str, str]:
+def _offered(task: Any) -> dict[str, Any]:
+    signature, parameters = signatures.describe(task.run)  # of a bound task it is a method: without self
     return {
         "name": task.name,
         "queue": getattr(task, "queue", None) or DEFAULT_QUEUE,
-        "signature": str(inspect.signature(task.run)),
+        "signature": signature,
+        "parameters": parameters,
         "documentation": (inspect.getdoc(task.run) or "").partition("\n\n")[0],
     }
 
