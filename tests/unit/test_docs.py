@@ -54,15 +54,14 @@ def test_the_readme_shows_the_page_of_every_document():
 
 def test_the_kwargs_of_each_target_are_those_of_its_function():
     sections = re.split(r"^## `([\w.]+)`$", (ROOT / "docs/targets.md").read_text(), flags=re.MULTILINE)[1:]
-    shown = {
-        name: [
-            (kwarg, default == "required")
-            for kwarg, default in re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", body, re.MULTILINE)
-        ]
-        for name, body in zip(sections[::2], sections[1::2], strict=True)
-    }
+    shown = {name: _rows(body) for name, body in zip(sections[::2], sections[1::2], strict=True)}
     assert shown == {name: _kwargs(name) for name in shown}
     assert sorted(shown) == sorted(TARGETS)
+
+
+def _rows(section):
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", section, re.MULTILINE)
+    return [(name, default == "required") for name, default in rows]
 
 
 def _kwargs(target):
