@@ -77,9 +77,10 @@ def check(address: str) -> None:
         raise AddressRefused(f"{address} is not a public address (see PUNCTUAL_HTTP_ALLOW_PRIVATE).")
 
 
-def client(deadline: float) -> httpx.Client:
-    """A client that follows no redirect, knows no proxy, and ends at the deadline, an instant of time.monotonic."""
+def client(timeout: float) -> httpx.Client:
+    """A client that follows no redirect, knows no proxy, and is through after so many seconds from now."""
     transport = httpx.HTTPTransport(verify=_ssl_context(), trust_env=False)
+    deadline = time.monotonic() + timeout
     # httpx has no setting for the backend that opens its connections
     transport._pool = httpcore.ConnectionPool(  # noqa: SLF001
         ssl_context=_ssl_context(), network_backend=_Backend(deadline)

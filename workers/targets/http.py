@@ -1,9 +1,9 @@
 """`http.request`: calls a URL. What it may reach is decided by `workers.targets.gate`."""
 
 import base64
+import codecs
 import hmac
 import re
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from json import dumps
@@ -34,7 +34,7 @@ MAX_TIMEOUT = 86_400
 OURS = {"idempotency-key", "webhook-id", "webhook-timestamp", "webhook-signature"}
 """Headers that say which run this is, and prove it; a task cannot set them."""
 
-TEXT = re.compile(r"utf|iso8859|cp125|ascii|koi8|shift_jis|euc|gb|big5")
+TEXT = re.compile(r"utf|iso8859|iso2022|cp125|ascii|koi8|shift_jis|euc|gb|big5")
 """Codecs that a body is decoded with; Python knows others, which are no charsets or are slow on purpose."""
 
 
@@ -60,7 +60,7 @@ def request(
     sent = _headers(self.request.id, content, headers or {}, is_json=json is not None)
     try:
         with (
-            gate.client(deadline=time.monotonic() + timeout) as client,
+            gate.client(timeout) as client,
             client.stream(method, address, headers=sent, content=content or None) as answer,
         ):
             text = _read(answer)
@@ -159,16 +159,11 @@ def _unpacked(answer: httpx.Response) -> Iterator[bytes]:
 
 def _charset(answer: httpx.Response) -> str:
     """The codec that the answer names, where it is one for text; else UTF-8."""
-    name = answer.charset_encoding or ""
-    return name if TEXT.match(name.lower().replace("-", "")) and _is_codec(name) else "utf-8"
-
-
-def _is_codec(name: str) -> bool:
     try:
-        b"".decode(name)
+        name = codecs.lookup(answer.charset_encoding or "utf-8").name
     except (LookupError, ValueError):
-        return False
-    return True
+        return "utf-8"
+    return name if TEXT.match(name) else "utf-8"
 
 
 def _kept(headers: httpx.Headers) -> dict[str, str]:

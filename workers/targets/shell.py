@@ -118,7 +118,7 @@ class _Watch:
         """Reads until all are through. What outlives the keeper, which it should not, is not waited for."""
         while self.selector.get_map():
             ready = self.selector.select(None if end is None else max(0, end - time.monotonic()))
-            if not ready:
+            if not ready or time.monotonic() > (end or float("inf")):
                 return
             for key, _ in ready:
                 chunk = os.read(key.fd, 64 * 1024)
