@@ -16,7 +16,7 @@ from celery.worker import state
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, runs
+from app import db, errors, runs, signatures
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
@@ -25,8 +25,10 @@ from workers import durations
 EVERY = 1.0
 """Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
 
-OFFER_EVERY = 30
-"""Heartbeats between two announcements of what this worker can run."""
+OFFER_EVERY = 15
+"""Heartbeats between two announcements of what this worker can run; see queries.OFFERED_FOR."""
+
+OFFERED = ("queue", "signature", "parameters", "documentation", "last_seen_at")
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def offer(targets: Iterable[Any]) -> None:
     if not rows:
         return
     statement = insert(Target)
-    replaced = {name: statement.excluded[name] for name in ("signature", "documentation", "last_seen_at")}
+    replaced = {name: statement.excluded[name] for name in OFFERED}
     with db.transaction() as session:
         seen = {"last_seen_at": db.now(session)}
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
@@ -115,11 +117,13 @@ def offer(targets: Iterable[Any]) -> None:
         session.execute(update(Target).where(Target.name.in_(single)).values(duration=None))
 
 
-def _offered(task: Any) -> dict[str, str]:
+def _offered(task: Any) -> dict[str, Any]:
+    signature, parameters = signatures.describe(task.run)  # of a bound task it is a method: without self
     return {
         "name": task.name,
         "queue": getattr(task, "queue", None) or DEFAULT_QUEUE,
-        "signature": str(inspect.signature(task.run)),
+        "signature": signature,
+        "parameters": parameters,
         "documentation": (inspect.getdoc(task.run) or "").partition("\n\n")[0],
     }
 
