@@ -108,7 +108,7 @@ class Scene:
 
     def verdict(self, until=None):
         until = until or now()
-        starts = [start for start in self.seen.starts() if start.task.startswith(self.prefix)]
+        starts = self.seen.starts(self.prefix)
         rows = ledger.read(self.database, self.prefix)
         slots = oracle.slots(History(calls=tuple(self.calls)), until + timedelta(minutes=1))
         return checker.check(slots, rows, starts, until=until)
@@ -300,14 +300,10 @@ def stocked(starting):
     return starting
 
 
-def started(seen, prefix):
-    return [start for start in seen.starts() if start.task.startswith(prefix)]
-
-
 def judge(seen, prefix, history):
     until = now()
     slots = oracle.slots(history, until + timedelta(minutes=1))
-    rows, starts = stock.ledger(slots, started(seen, prefix))
+    rows, starts = stock.ledger(slots, seen.starts(prefix))
     return checker.check(slots, rows, starts, until=until)
 
 
@@ -322,12 +318,12 @@ def test_stock_redbeat_whose_leader_is_paused_is_reported_as_executing_twice(see
     stocked.start("standby", stocked.over_link, stocked.shared, "beat")
     poll(lambda: stocked.said("standby", "beat: Starting"), within=30)
     prefix, history = stocked.enter(stocked.shared, seen.url, [ahead(2)] * count)
-    poll(lambda: started(seen, prefix), within=20, every=0.005)
+    poll(lambda: seen.starts(prefix), within=20, every=0.005)
     leader.send_signal(signal.SIGSTOP)  # in the midst of its batch
     # its lock runs out, and the standby sends the rest; one may be in the leader's hands
-    poll(lambda: len({start.task for start in started(seen, prefix)}) >= count - 1, within=20)
+    poll(lambda: len({start.task for start in seen.starts(prefix)}) >= count - 1, within=20)
     leader.send_signal(signal.SIGCONT)
-    poll(lambda: len(started(seen, prefix)) > count, within=10)
+    poll(lambda: len(seen.starts(prefix)) > count, within=10)
     poll(lambda: leader.poll() is not None, within=20)  # that is how stock ends once it sees that its lock is gone
     verdict = judge(seen, prefix, history)
     print(f"\nstock, a leader paused past its lock: {verdict.doubled} of {count} executed twice")
@@ -339,7 +335,7 @@ def test_stock_redbeat_without_rabbitmq_is_reported_as_losing_slots(seen, stocke
     stocked.wait_for_a_leader(stocked.own)
     first = ahead(1)
     prefix, history = stocked.enter(stocked.own, seen.url, [first + timedelta(seconds=n / 2) for n in range(24)])
-    poll(lambda: started(seen, prefix), within=10)
+    poll(lambda: seen.starts(prefix), within=10)
     with stocked.link.cut():
         poll(lambda: now() > first + timedelta(seconds=12), within=15)
     poll(lambda: now() > first + timedelta(seconds=22), within=15)
