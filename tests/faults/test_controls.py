@@ -123,6 +123,8 @@ def seen(tmp_path_factory):
 @pytest.fixture(scope="module")
 def own_database(template):
     """A database of the controls' own, which Punctual's code in this process uses meanwhile."""
+    import workers.targets.http  # noqa: F401, PLC0415 - takes seconds, which no slot is to wait for
+
     with new_database(f"punctual_controls_{os.getpid()}", template) as url, pytest.MonkeyPatch.context() as patch:
         _forget()
         patch.setenv("DATABASE_URL", url)
@@ -225,7 +227,7 @@ def test_a_start_before_its_time_is_reported_as_early(scene):
 class Stock:
     """Stock Celery's worker and beats; the beats reach the broker over a link. Started early, as they take seconds.
 
-    Two of the beats, a leader and its standby, share a Redis database; a third has one for itself.
+    Two of the beats, of which one leads and one stands by, share a Redis database; a third has one for itself.
     """
 
     def __init__(self, logs):
@@ -243,16 +245,16 @@ class Stock:
 
     def start_all(self):
         self.empty()
-        self.start("worker", GIVEN["BROKER_URL"], self.own, "worker", "--concurrency=1", "--without-mingle")
-        self.start("leader", self.over_link, self.shared, "beat")
+        self.start("worker", GIVEN["BROKER_URL"], self.own, "worker", "--pool=solo", "--without-mingle")
+        self.start("one", self.over_link, self.shared, "beat")
+        self.start("other", self.over_link, self.shared, "beat")
         self.start("alone", self.over_link, self.own, "beat")
 
     def stop_all(self):
-        for name, process in self.processes.items():
-            # the worker's child must not outlive it; a beat may hang in a broker that is away
-            process.terminate() if name == "worker" else process.kill()
         for process in self.processes.values():
-            process.wait(30)
+            process.kill()  # also one that is paused, or hangs in a broker that is away
+        for process in self.processes.values():
+            process.wait()
         self.link.close()
         self.empty()
 
@@ -263,9 +265,12 @@ class Stock:
         with Connection(GIVEN["BROKER_URL"]) as connection:
             connection.default_channel.queue_delete("stock")
 
-    def wait_for_a_leader(self, redis_url):
-        with redis.Redis.from_url(redis_url) as client:
-            poll(lambda: client.exists("redbeat::lock"), within=30)
+    def leader(self, *names):
+        """Which of these beats leads, when one does and the others stand by."""
+        poll(lambda: all(self.said(name, "beat: Starting") for name in names), within=30)
+        return poll(
+            lambda: next((self.processes[name] for name in names if self.said(name, "Acquired lock")), None), 30
+        )
 
     def said(self, name, text):
         return text in (self.logs / f"{name}.log").read_text()
@@ -313,10 +318,7 @@ def ahead(seconds):
 
 def test_stock_redbeat_whose_leader_is_paused_is_reported_as_executing_twice(seen, stocked):
     count = 150
-    leader = stocked.processes["leader"]
-    stocked.wait_for_a_leader(stocked.shared)
-    stocked.start("standby", stocked.over_link, stocked.shared, "beat")
-    poll(lambda: stocked.said("standby", "beat: Starting"), within=30)
+    leader = stocked.leader("one", "other")
     prefix, history = stocked.enter(stocked.shared, seen.url, [ahead(2)] * count)
     poll(lambda: seen.starts(prefix), within=20, every=0.005)
     leader.send_signal(signal.SIGSTOP)  # in the midst of its batch
@@ -332,7 +334,7 @@ def test_stock_redbeat_whose_leader_is_paused_is_reported_as_executing_twice(see
 
 
 def test_stock_redbeat_without_rabbitmq_is_reported_as_losing_slots(seen, stocked):
-    stocked.wait_for_a_leader(stocked.own)
+    stocked.leader("alone")
     first = ahead(1)
     prefix, history = stocked.enter(stocked.own, seen.url, [first + timedelta(seconds=n / 2) for n in range(24)])
     poll(lambda: seen.starts(prefix), within=10)
