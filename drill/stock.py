@@ -1,6 +1,7 @@
 """Stock Celery with stock RedBeat, to be judged by the same checker. Reads STOCK_BROKER_URL and STOCK_REDIS_URL.
 
-Its worker and beat are started as `celery -A drill.stock worker` and `celery -A drill.stock beat`. The leader's lock
+Its worker and beat are started as `celery -A drill.stock worker` and `celery -A drill.stock beat`, without BROKER_URL
+in their environment: Celery's command line would take that before the app's own. The leader's lock
 lasts 3 s and beats look each 0.5 s: far quicker than RedBeat's own 1,500 s and 300 s, so what is found is no matter of
 settings.
 """
@@ -27,17 +28,23 @@ LOCK_TIMEOUT = 3
 MAX_INTERVAL = 0.5
 TIMEOUT = 10.0
 
-app = Celery("stock", broker=os.environ.get("STOCK_BROKER_URL", ""))
-app.conf.update(
-    redbeat_redis_url=os.environ.get("STOCK_REDIS_URL", ""),
-    redbeat_lock_timeout=LOCK_TIMEOUT,
-    beat_max_loop_interval=MAX_INTERVAL,
-    beat_scheduler="redbeat.RedBeatScheduler",
-    task_default_queue="stock",
-    task_ignore_result=True,
-    broker_connection_retry_on_startup=True,
-    enable_utc=True,
-)
+
+def make(broker: str | None, redis_url: str | None) -> Celery:
+    """The app, on these addresses."""
+    made = Celery("stock", broker=broker, set_as_current=False)
+    made.conf.update(
+        redbeat_redis_url=redis_url,
+        redbeat_lock_timeout=LOCK_TIMEOUT,
+        beat_max_loop_interval=MAX_INTERVAL,
+        beat_scheduler="redbeat.RedBeatScheduler",
+        task_default_queue="stock",
+        task_ignore_result=True,
+        broker_connection_retry_on_startup=True,
+    )
+    return made
+
+
+app = make(os.environ.get("STOCK_BROKER_URL"), os.environ.get("STOCK_REDIS_URL"))
 
 
 @app.task(name="stock.call", bind=True)  # type: ignore[untyped-decorator]
@@ -48,8 +55,8 @@ def call(self: Any, url: str, name: str) -> None:
     urllib.request.urlopen(request, timeout=TIMEOUT).close()  # noqa: S310
 
 
-def enter(name: str, url: str, first_at: datetime, every: float) -> None:
-    """Makes an entry that is due at `first_at` and each `every` seconds from then on, as RedBeat counts."""
+def enter(app: Celery, name: str, url: str, first_at: datetime, every: float) -> None:
+    """Makes an entry in the app's Redis, due at `first_at` and each `every` seconds from then on, as RedBeat counts."""
     period = schedule(run_every=timedelta(seconds=every), app=app)
     entry = RedBeatSchedulerEntry(name, "stock.call", period, args=[url, name], app=app)
     # RedBeat knows no first time, only a last one
