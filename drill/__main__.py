@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ INTERRUPTED = 130
 def main() -> int:
     """The command line. 1 where a bound is broken, 130 where it was stopped."""
     given = _parser().parse_args()
-    plan = campaign.FULL if given.full else campaign.SHORT
+    plan = replace(campaign.FULL if given.full else campaign.SHORT, per_second=given.per_second)
     own_rabbitmq = stores.has_rabbitmq()
     if not own_rabbitmq:
         _tell("RabbitMQ's programs are not installed: the faults that stop it are left out")
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults, by the beginning of their names")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="draws the same faults again")
     parser.add_argument("--part", type=_fraction, default=(1, 1), metavar="1/2", help="one of several equal parts")
+    parser.add_argument("--per-second", type=float, default=20, metavar="N", help="runs that fall due each second")
     parser.add_argument("--list", action="store_true", help="names the faults and does nothing")
     parser.add_argument("--markdown", action="store_true", help="prints the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes all details there")

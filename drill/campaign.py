@@ -168,7 +168,8 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     while True:
         rows = ledger.read(current.database_url, workload.prefix)
         ended = {(row.task, row.slot) for row in rows if row.state in ledger.ENDED}
-        if wanted <= ended or _now() > asked + timedelta(seconds=PATIENCE):
+        going = any(row.slot <= asked and row.state not in ledger.ENDED for row in rows)
+        if (wanted <= ended and not going) or _now() > asked + timedelta(seconds=PATIENCE):
             break
         time.sleep(STEP)
     result.starts = seen.starts()

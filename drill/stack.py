@@ -3,6 +3,7 @@
 Each kind of process reaches each store over a link of its own.
 """
 
+import json
 import os
 import secrets
 import signal
@@ -10,14 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 import amqp
 import httpx
 
+from app.settings import Settings
 from deploy import embedded, processes, server
 from deploy.processes import StartError
 from drill import links, stores
@@ -31,6 +34,8 @@ URLS = {"PostgreSQL": "DATABASE_URL", "Redis": "REDIS_URL", "RabbitMQ": "BROKER_
 OPTIONS = {"worker": " --concurrency=2"}
 
 FAIL_POINT = "PUNCTUAL_FAIL_POINT"
+HEALTH_FILE = "PUNCTUAL_HEALTH_FILE"
+HEALTHY = timedelta(seconds=3)
 READY_WITHIN = 90.0
 BACK_WITHIN = 30.0
 STOP_WITHIN = 15.0
@@ -171,6 +176,14 @@ class Stack:
             read_timeout=5,
         )
 
+    def buckets(self, beat: Process) -> int:
+        """How many buckets a beat said it holds, less than HEALTHY seconds ago; 0 where it does not say."""
+        with suppress(OSError, ValueError, KeyError):
+            told = json.loads(_health_file(self.folder, beat.name).read_text(encoding="utf-8"))
+            if datetime.now(UTC) - datetime.fromisoformat(told["at"]) < HEALTHY:
+                return len(told["buckets"])
+        return 0
+
     def tail(self, name: str, lines: int = 30) -> str:
         return "\n".join(self.processes[name].log.read_text(errors="replace").splitlines()[-lines:])
 
@@ -191,7 +204,8 @@ def running(*, sentinel: bool = False) -> Iterator[Stack]:
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
                 line = lines[kind] + OPTIONS.get(kind, "")
-                stack.processes[name] = Process(name, line, env, folder / "logs")
+                own = {HEALTH_FILE: str(_health_file(folder, name))} if kind == "beat" and _tells_health() else {}
+                stack.processes[name] = Process(name, line, env | own, folder / "logs")
         exits.callback(_stop, stack)
         for process in stack.processes.values():
             process.start()
@@ -203,6 +217,14 @@ def _stop(stack: Stack) -> None:
     processes.stop([process.keeper for process in stack.processes.values()], patience=STOP_WITHIN)
     for link in stack.links.values():
         link.close()
+
+
+def _tells_health() -> bool:
+    return HEALTH_FILE in Settings.model_fields
+
+
+def _health_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
 
 
 def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:

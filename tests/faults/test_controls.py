@@ -11,14 +11,13 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import links
 import psycopg
 import pytest
 import redis
 from kombu import Connection
 from stores import GIVEN, ROOT, need, new_database, poll
 
-from drill import checker, ledger, oracle, stock, witness
+from drill import checker, ledger, links, oracle, stock, witness
 from drill.checker import Offence
 from drill.history import Answer, Call, Deed, History
 
@@ -232,7 +231,7 @@ class Stock:
 
     def __init__(self, logs):
         self.logs = logs
-        self.link, self.over_link = links.server(GIVEN["BROKER_URL"], 5672)
+        self.link, self.over_link = links.server(GIVEN["BROKER_URL"])
         self.shared, self.own = (urlsplit(GIVEN["REDIS_URL"])._replace(path=path).geturl() for path in ("/7", "/8"))
         self.processes = {}
 
