@@ -183,6 +183,8 @@ class Target(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     queue: Mapped[str]
     signature: Mapped[str]
+    parameters: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """The signature as `signatures.describe` gives it; null where nobody has told, and arguments are not checked."""
     documentation: Mapped[str]
     duration: Mapped[timedelta | None]
     """How long its runs took lately: the longest that its workers saw, slowly forgotten. Null where it is unknown, or

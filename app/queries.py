@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app import errors
@@ -34,12 +34,39 @@ class RunDetail:
     attempts: list[Attempt]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetDetail:
+    """A target, and whether a live worker offers it right now."""
+
+    target: Target
+    available: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDetail:
+    """A task, and whether a live worker offers its target right now."""
+
+    task: Task
+    target_available: bool
+
+
+OFFERED_FOR = timedelta(seconds=45)
+"""How long an offer counts. Workers repeat it every 15 s: the second one that is missed is not yet the end."""
+
+
 def task(session: Session, task_id: UUID) -> Task:
     """Raises NotFound; a deleted task is not found."""
     found = session.scalars(select(Task).where(Task.id == task_id, Task.state != TaskState.DELETED)).one_or_none()
     if found is None:
         raise errors.NotFound("There is no such task.")
     return found
+
+
+def task_detail(session: Session, task_id: UUID) -> TaskDetail:
+    """Raises NotFound; a deleted task is not found."""
+    found = task(session, task_id)
+    offer = session.scalars(select(_AVAILABLE).where(Target.name == found.target)).one_or_none()
+    return TaskDetail(task=found, target_available=bool(offer))
 
 
 def tasks(
@@ -103,9 +130,13 @@ def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
     return runs(session, task_id=task_id, **filters)
 
 
-def targets(session: Session) -> list[Target]:
+def targets(session: Session) -> list[TargetDetail]:
     """What the workers have offered, by name."""
-    return list(session.scalars(select(Target).order_by(Target.name)))
+    rows = session.execute(select(Target, _AVAILABLE).order_by(Target.name))
+    return [TargetDetail(target=target, available=available) for target, available in rows]
+
+
+_AVAILABLE = Target.last_seen_at > func.now() - OFFERED_FOR
 
 
 def _page(

@@ -4,6 +4,7 @@ Every setting may also be given as `NAME_FILE`, the path of a file that holds it
 `PUNCTUAL_` name that does not exist, end the process at start with one clear line: see `load`.
 """
 
+import base64
 import os
 import re
 import sys
@@ -23,6 +24,9 @@ FAIL_POINT = re.compile(
     r"(?P<point>fired|published|confirmed|claimed|called|recorded):(?P<nth>[1-9]\d*):(kill|pause=(?P<pause>\d+(\.\d+)?))"
 )
 """`claimed:3:kill`, `confirmed:1:pause=15`: see `app.failpoints`."""
+
+WEBHOOK_KEY = range(24, 65)
+"""Bytes of a key that signs, as standardwebhooks.com asks for."""
 
 
 class Settings(BaseModel):
@@ -46,6 +50,7 @@ class Settings(BaseModel):
     PUNCTUAL_EXTERNAL_TARGETS: str = ""
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
+    PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
     PUNCTUAL_PACKS: bool = True
     PUNCTUAL_FAIL_POINT: str = ""
@@ -67,7 +72,14 @@ class Settings(BaseModel):
             raise ValueError(f"must start with {' or '.join(allowed)}")
         return value
 
-    @field_validator("PUNCTUAL_EXTERNAL_TARGETS", "PUNCTUAL_SHELL")
+    @field_validator("PUNCTUAL_WEBHOOK_SECRET")
+    @classmethod
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _keys(value)
+        return value
+
+    @field_validator("PUNCTUAL_EXTERNAL_TARGETS")
     @classmethod
     def _not_yet(cls, value: Any) -> Any:
         if value:
@@ -85,6 +97,11 @@ class Settings(BaseModel):
             raise ValueError("PUNCTUAL_FAIL_POINT: is for a database whose name says that it is a drill's or a test's")
         return self
 
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """The keys that requests are signed with: several while one takes the place of another."""
+        return _keys(self.PUNCTUAL_WEBHOOK_SECRET) if self.PUNCTUAL_WEBHOOK_SECRET else ()
+
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
         """The settings that `environ` holds. Raises ValueError with one line that names the setting."""
@@ -96,6 +113,20 @@ class Settings(BaseModel):
             return cls.model_validate({name: value for name, value in values.items() if value is not None})
         except ValidationError as exc:
             raise ValueError(_one_line(exc)) from None  # the chain would print the value, perhaps a secret
+
+
+def _keys(secret: SecretStr) -> tuple[bytes, ...]:
+    """The keys in `whsec_…` secrets, as standardwebhooks.com describes them. Raises ValueError, which shows none."""
+    keys = []
+    for text in secret.get_secret_value().replace(",", " ").split():
+        prefix, _, encoded = text.rpartition("_")
+        try:
+            keys.append(base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
+        except ValueError:
+            keys.append(b"")
+        if prefix != "whsec" or len(keys[-1]) not in WEBHOOK_KEY:
+            raise ValueError("must be whsec_ and 24 to 64 bytes in base64, or several such, separated by spaces")
+    return tuple(keys)
 
 
 def _known(name: str) -> bool:

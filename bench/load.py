@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -110,10 +111,12 @@ def stamps(since: datetime) -> list[Mapping[str, Any]]:
 
 
 def warm_up() -> None:
-    """A few dozen runs, so that connections stand and the target's durations are known."""
+    """A few dozen runs, so that connections stand and it is known how long the target takes: else nothing is packed."""
     slot = clock.now() + timedelta(seconds=1)
     register([slot] * WARM_UP)
-    wait_for("succeeded", WARM_UP, since=slot, within=30)
+    wait_for("succeeded", WARM_UP, since=slot, within=60)
+    stage.wait(lambda: bool(_duration()), within=15, missing=lambda: f"no worker had told how long {TARGET} takes")
+    print(f"{TARGET} is known to take {_duration() * 1000:.1f} ms", file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,6 +135,12 @@ def _leaders() -> int:
     buckets = range(settings.load().PUNCTUAL_BUCKETS)
     holders = stage.client().mget([entries.lock_key(bucket) for bucket in buckets])
     return len(set(holders)) if all(holders) else 0
+
+
+def _duration() -> float:
+    """Seconds that a run is known to take; 0 where nothing is known yet."""
+    query = "SELECT extract(epoch FROM duration)::float FROM targets WHERE name = :name"
+    return float(_scalar(query, name=TARGET) or 0)
 
 
 def _offered(since: datetime) -> bool:

@@ -22,8 +22,7 @@ app.conf.update(
     redbeat_redis_url=os.environ["STOCK_REDIS_URL"],
     redbeat_key_prefix="stock:",
     redbeat_redis_options={},
-    # the default is 5 s, which no schedule with a second's precision bears; below one second it looks no sooner at
-    # what it knows of, as it sleeps to the next entry anyway, and only asks Redis more often
+    # the default is 300 s, in which a new entry would wait unseen; between looks it sleeps to the next entry it knows
     beat_max_loop_interval=1,
     # above what a burst takes: the lock is renewed between bursts only, and a lock that is lost ends beat
     redbeat_lock_timeout=300,

@@ -136,7 +136,8 @@ def check(
 ) -> Verdict:
     """Judges each slot. Demanded are those due by `until` - `bound`.
 
-    Read the starts at `until` or later, and the rows after them: a start must find the attempt that it stands in.
+    Read the starts at `until` or later, and the rows after them: a start must find the attempt that it stands in. Both
+    are those of the slots' load alone.
 
     A late slot is a fault's where the fault began before its time was up, and it was due at most `recovery`
     seconds after the heal.
@@ -213,7 +214,7 @@ class _Judge:
             return self._judged(slot, Outcome.EARLY, starts)
         if starts[0] - slot.due <= self.bound:
             return self._judged(slot, Outcome.ON_TIME, starts)
-        if not self._by_fault(slot):
+        if slot.demand == Demand.MUST and not self._by_fault(slot):
             lateness = (starts[0] - slot.due).total_seconds()
             self.note(Offence.LATE, f"{_named(slot)} started {lateness:.1f} s late")
         return self._judged(slot, Outcome.LATE, starts)
@@ -288,9 +289,9 @@ class _Judge:
             late=outcomes[Outcome.LATE],
             overtaken=outcomes[Outcome.OVERTAKEN],
             retried=self.retried,
-            worst=_worst(judged),
-            worst_outside=_worst(each for each in judged if not self._by_fault(each.slot)),
-            faults=tuple(_of_fault(fault, judged) for fault in self.faults),
+            worst=_worst(must),
+            worst_outside=_worst(each for each in must if not self._by_fault(each.slot)),
+            faults=tuple(_of_fault(fault, must) for fault in self.faults),
             counts=self.counts,
             offences=tuple(told for kind in Offence for told in self.told[kind]),
             judged=tuple(judged),
@@ -307,7 +308,7 @@ def _of_fault(fault: Fault, judged: Sequence[Judged]) -> FaultVerdict:
     ]
     return FaultVerdict(
         name=fault.name,
-        slots=sum(1 for each in within if each.outcome != Outcome.OPEN),
+        slots=len(within),
         on_time=outcomes[Outcome.ON_TIME],
         late=outcomes[Outcome.LATE],
         worst=_worst(within),

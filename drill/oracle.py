@@ -25,7 +25,7 @@ class Demand(StrEnum):
 
     MUST = "must"
     MAY = "may"
-    """It may have a run or not; a run that it has is judged like any other."""
+    """It may have a run or not. A run that it has is judged, but not for being late: since when it holds is unknown."""
     PAUSED = "paused"
     """It may be recorded as skipped, and must not start."""
 

@@ -45,8 +45,9 @@ class Witness:
     url: str
     path: Path
 
-    def starts(self) -> list[Start]:
-        return read(self.path)
+    def starts(self, prefix: str = "") -> list[Start]:
+        """The starts so far of the tasks whose name starts with `prefix`."""
+        return [start for start in read(self.path) if start.task.startswith(prefix)]
 
 
 def read(path: Path) -> list[Start]:

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from app import db, errors, failpoints, messages, runs
 from app.messages import Ticket
 from app.states import Reason
-from workers import heartbeat
+from workers import durations, heartbeat
 
 MAX_RESULT = 64 * 1024
 MAX_TRACEBACK = 16 * 1024
@@ -52,11 +52,6 @@ class RecordedRequest(Request):  # type: ignore[misc]
         """The runs whose heartbeats this worker is to renew."""
         ticket = Ticket.read(self.request_dict.get(messages.HEADER))
         return [ticket] if ticket else []
-
-    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **kwargs: Any) -> None:
-        if self.in_hand():
-            heartbeat.note_duration(self.name, failed__retval__runtime[2])
-        super().on_success(failed__retval__runtime, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 - Celery's own
         super().on_timeout(soft, timeout)
@@ -99,7 +94,7 @@ class RecordedTask(Task):  # type: ignore[misc]
             ticket = Ticket.decode(raw)
         except messages.TicketError as exc:
             raise Reject(exc, requeue=False) from exc  # dead-lettered with its bytes
-        return execute(ticket, self.request.hostname, lambda: self.run(*args, **kwargs))
+        return execute(ticket, self.request.hostname, self.name, lambda: self.run(*args, **kwargs))
 
     def _run_unrecorded(self, *args: Any, **kwargs: Any) -> Any:
         _soft_limit.install()
@@ -172,7 +167,7 @@ class Outcome:
     raised: Exception | None = None
 
 
-def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
+def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
     """Claims the run, calls its target and records the outcome. Raises what the target raises, for Celery's events.
 
     Raises Ignore where the run is not to be executed: claimed already, cancelled, or superseded.
@@ -181,7 +176,7 @@ def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
     if not _claim(ticket, worker):
         raise Ignore
     failpoints.reached("claimed")
-    result, outcome = attempt(call)
+    result, outcome = attempt(target, call)
     failpoints.reached("called")
     if outcome.raised is not None:
         reason, error = outcome.reason or Reason.ERROR, outcome.error or {}
@@ -193,13 +188,14 @@ def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
     return result
 
 
-def attempt(call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
-    """Calls a target. Returns what it returned, and the outcome as it is to be recorded.
+def attempt(target: str, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
+    """Calls a target, and notes how long that took. Returns what it returned, and the outcome as it is to be recorded.
 
     `timeout` in seconds is for a target whose message has no soft limit of its own.
     """
     if timeout:
         _soft_limit.install()  # what came too late for the run before is none of this one's
+    began = time.monotonic()
     try:
         with _soft_limit.armed(timeout):
             result = call()
@@ -211,6 +207,8 @@ def attempt(call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
         return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=OutOfMemory())
     except Exception as exc:  # noqa: BLE001 - a target's own code
         return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=exc)
+    finally:
+        durations.note(target, time.monotonic() - began)
     return result, Outcome(result=None if result is None else cut(result))
 
 

@@ -10,26 +10,25 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import Any
 
 from celery.worker import state
-from sqlalchemy import Interval, Text, func, update
+from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, runs
+from app import db, errors, runs, signatures
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
+from workers import durations
 
 EVERY = 1.0
 """Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
 
-FORGET = 0.2
-"""How much of what a slow run taught is forgotten with each heartbeat that saw only quicker ones."""
+OFFER_EVERY = 15
+"""Heartbeats between two announcements of what this worker can run; see queries.OFFERED_FOR."""
 
-OFFER_EVERY = 30
-"""Heartbeats between two announcements of what this worker can run."""
+OFFERED = ("queue", "signature", "parameters", "documentation", "last_seen_at")
 
 log = logging.getLogger(__name__)
 
@@ -39,41 +38,6 @@ _deferred: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 def defer(job: Callable[[], None]) -> None:
     """Has the clerk do a job that waits for the database."""
     _deferred.put(job)
-
-
-class _Durations:
-    """How long runs took since the last heartbeat: the longest of each target."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, float] = {}
-
-    def note(self, target: str, seconds: float) -> None:
-        self.seen[target] = max(seconds, self.seen.get(target, 0.0))
-
-    def write(self) -> None:
-        """Tells the others: at once where a target became slower, bit by bit where it became quicker."""
-        seen, self.seen = self.seen, {}
-        if not seen:
-            return
-        durations = [timedelta(seconds=seconds) for seconds in seen.values()]
-        told = db.rows("told", target=(Text(), list(seen)), duration=(Interval(), durations))
-        calmer = Target.duration + (told.c.duration - Target.duration) * FORGET
-        with db.transaction() as session:
-            session.execute(
-                update(Target)
-                .where(Target.name == told.c.target)
-                .values(duration=func.greatest(told.c.duration, calmer))
-                .execution_options(synchronize_session=False)
-            )
-
-
-_durations = _Durations()
-
-
-def note_duration(target: str, seconds: float) -> None:
-    """Notes how long a run took, unless its target declares `packable = False`."""
-    if getattr(celery_app.tasks.get(target), "packable", True):
-        _durations.note(target, seconds)
 
 
 class Heartbeat(threading.Thread):
@@ -93,7 +57,7 @@ class Heartbeat(threading.Thread):
         """One beat: renew, and now and then say what this worker can run."""
         try:
             renew(_in_hand(state.active_requests))
-            _durations.write()
+            durations.tell(durations.collect())
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
             self.beats += 1
@@ -143,7 +107,7 @@ def offer(targets: Iterable[Any]) -> None:
     if not rows:
         return
     statement = insert(Target)
-    replaced = {name: statement.excluded[name] for name in ("signature", "documentation", "last_seen_at")}
+    replaced = {name: statement.excluded[name] for name in OFFERED}
     with db.transaction() as session:
         seen = {"last_seen_at": db.now(session)}
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
@@ -153,11 +117,13 @@ def offer(targets: Iterable[Any]) -> None:
         session.execute(update(Target).where(Target.name.in_(single)).values(duration=None))
 
 
-def _offered(task: Any) -> dict[str, str]:
+def _offered(task: Any) -> dict[str, Any]:
+    signature, parameters = signatures.describe(task.run)  # of a bound task it is a method: without self
     return {
         "name": task.name,
         "queue": getattr(task, "queue", None) or DEFAULT_QUEUE,
-        "signature": str(inspect.signature(task.run)),
+        "signature": signature,
+        "parameters": parameters,
         "documentation": (inspect.getdoc(task.run) or "").partition("\n\n")[0],
     }
 

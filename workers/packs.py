@@ -19,7 +19,7 @@ from app import db, errors, failpoints, messages, packs
 from app.broker import celery_app
 from app.messages import Message, Pack, Ticket
 from app.states import Reason
-from workers import execution, heartbeat, journal
+from workers import durations, execution, heartbeat, journal
 from workers.journal import Line, Page, Reading
 
 RECORD_EVERY = 0.1
@@ -41,7 +41,6 @@ class Working:
         self.claimed = 0.0
         self.claimed_at = datetime.min.replace(tzinfo=UTC)
         self.ended: list[Line] = []
-        self.slowest = 0.0
 
     def claim(self) -> set[int]:
         """Claims what can be claimed; returns the positions. A message delivered twice finds nothing."""
@@ -96,9 +95,8 @@ class Working:
 
     def _call(self, position: int) -> Line:
         message = self.pack.messages[position]
-        started_at, began = self._now(), time.monotonic()
+        started_at = self._now()
         outcome = call(message, self.worker)
-        self.slowest = max(self.slowest, time.monotonic() - began)
         return Line(
             position=position,
             started_at=started_at,
@@ -113,8 +111,8 @@ class Working:
         return self.claimed_at + timedelta(seconds=time.monotonic() - self.claimed)
 
 
-def work(pack: Pack, worker: str) -> float:
-    """Works through a pack; returns the seconds that its slowest run took. Raises Ignore where nothing is to do."""
+def work(pack: Pack, worker: str) -> None:
+    """Works through a pack. Raises Ignore where nothing is to do."""
     working = Working(pack, worker)
     positions = sorted(working.claim())
     if not positions:
@@ -127,7 +125,6 @@ def work(pack: Pack, worker: str) -> float:
             working.give_back(positions[begun:])
     finally:
         working.page.close()
-    return working.slowest
 
 
 def call(message: Message, worker: str) -> execution.Outcome:
@@ -153,7 +150,7 @@ def call(message: Message, worker: str) -> execution.Outcome:
     try:
         signals.task_prerun.send(sender=task, **told)
         result, outcome = execution.attempt(
-            lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
+            task.name, lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
         )
         state = "FAILURE" if outcome.raised else "SUCCESS"
         signals.task_postrun.send(sender=task, retval=result or outcome.raised, state=state, **told)
@@ -201,18 +198,14 @@ class PackRequest(execution.RecordedRequest):
         if reading is None or reading.position < 0:
             return []
         at = self.pack.messages[reading.position].ticket
+        is_stuck = asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK
         with db.transaction() as session:
             packs.begin_all(session, [(at, reading.began_at)])
-            if asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK:
-                heartbeat.note_duration(self.pack.target, asked - reading.claimed)
+            if is_stuck:
                 self._settle(session, reading)
+        if is_stuck:  # nobody is to pack such runs again
+            durations.tell({self.pack.target: asked - reading.claimed})
         return [at]
-
-    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **kwargs: Any) -> None:
-        failed, slowest, _ = failed__retval__runtime
-        if not failed and slowest:
-            heartbeat.note_duration(self.pack.target, slowest)
-        super(execution.RecordedRequest, self).on_success(failed__retval__runtime, **kwargs)
 
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
         """The child is gone: the run that it was at failed by that, and its neighbours did not."""
@@ -246,10 +239,10 @@ class _PackTask(execution.RecordedTask):
 
 
 @celery_app.task(name=messages.PACK, base=_PackTask, bind=True)  # type: ignore[untyped-decorator]
-def pack(self: Any, content: dict[str, Any]) -> float:
+def pack(self: Any, content: dict[str, Any]) -> None:
     """Works through many runs of one target."""
     try:
         given = Pack.decode(content)
     except messages.TicketError as exc:
         raise Reject(exc, requeue=False) from exc
-    return work(given, self.request.hostname)
+    work(given, self.request.hostname)

@@ -107,7 +107,7 @@ class Scene:
 
     def verdict(self, until=None):
         until = until or now()
-        starts = [start for start in self.seen.starts() if start.task.startswith(self.prefix)]
+        starts = self.seen.starts(self.prefix)
         rows = ledger.read(self.database, self.prefix)
         slots = oracle.slots(History(calls=tuple(self.calls)), until + timedelta(minutes=1))
         return checker.check(slots, rows, starts, until=until)
@@ -122,6 +122,8 @@ def seen(tmp_path_factory):
 @pytest.fixture(scope="module")
 def own_database(template):
     """A database of the controls' own, which Punctual's code in this process uses meanwhile."""
+    import workers.targets.http  # noqa: F401, PLC0415 - takes seconds, which no slot is to wait for
+
     with new_database(f"punctual_controls_{os.getpid()}", template) as url, pytest.MonkeyPatch.context() as patch:
         _forget()
         patch.setenv("DATABASE_URL", url)
@@ -224,7 +226,7 @@ def test_a_start_before_its_time_is_reported_as_early(scene):
 class Stock:
     """Stock Celery's worker and beats; the beats reach the broker over a link. Started early, as they take seconds.
 
-    Two of the beats, a leader and its standby, share a Redis database; a third has one for itself.
+    Two of the beats, of which one leads and one stands by, share a Redis database; a third has one for itself.
     """
 
     def __init__(self, logs):
@@ -242,16 +244,16 @@ class Stock:
 
     def start_all(self):
         self.empty()
-        self.start("worker", GIVEN["BROKER_URL"], self.own, "worker", "--concurrency=1", "--without-mingle")
-        self.start("leader", self.over_link, self.shared, "beat")
+        self.start("worker", GIVEN["BROKER_URL"], self.own, "worker", "--pool=solo", "--without-mingle")
+        self.start("one", self.over_link, self.shared, "beat")
+        self.start("other", self.over_link, self.shared, "beat")
         self.start("alone", self.over_link, self.own, "beat")
 
     def stop_all(self):
-        for name, process in self.processes.items():
-            # the worker's child must not outlive it; a beat may hang in a broker that is away
-            process.terminate() if name == "worker" else process.kill()
         for process in self.processes.values():
-            process.wait(30)
+            process.kill()  # also one that is paused, or hangs in a broker that is away
+        for process in self.processes.values():
+            process.wait()
         self.link.close()
         self.empty()
 
@@ -262,9 +264,12 @@ class Stock:
         with Connection(GIVEN["BROKER_URL"]) as connection:
             connection.default_channel.queue_delete("stock")
 
-    def wait_for_a_leader(self, redis_url):
-        with redis.Redis.from_url(redis_url) as client:
-            poll(lambda: client.exists("redbeat::lock"), within=30)
+    def leader(self, *names):
+        """Which of these beats leads, when one does and the others stand by."""
+        poll(lambda: all(self.said(name, "beat: Starting") for name in names), within=30)
+        return poll(
+            lambda: next((self.processes[name] for name in names if self.said(name, "Acquired lock")), None), 30
+        )
 
     def said(self, name, text):
         return text in (self.logs / f"{name}.log").read_text()
@@ -299,14 +304,10 @@ def stocked(starting):
     return starting
 
 
-def started(seen, prefix):
-    return [start for start in seen.starts() if start.task.startswith(prefix)]
-
-
 def judge(seen, prefix, history):
     until = now()
     slots = oracle.slots(history, until + timedelta(minutes=1))
-    rows, starts = stock.ledger(slots, started(seen, prefix))
+    rows, starts = stock.ledger(slots, seen.starts(prefix))
     return checker.check(slots, rows, starts, until=until)
 
 
@@ -316,17 +317,14 @@ def ahead(seconds):
 
 def test_stock_redbeat_whose_leader_is_paused_is_reported_as_executing_twice(seen, stocked):
     count = 150
-    leader = stocked.processes["leader"]
-    stocked.wait_for_a_leader(stocked.shared)
-    stocked.start("standby", stocked.over_link, stocked.shared, "beat")
-    poll(lambda: stocked.said("standby", "beat: Starting"), within=30)
+    leader = stocked.leader("one", "other")
     prefix, history = stocked.enter(stocked.shared, seen.url, [ahead(2)] * count)
-    poll(lambda: started(seen, prefix), within=20, every=0.005)
+    poll(lambda: seen.starts(prefix), within=20, every=0.005)
     leader.send_signal(signal.SIGSTOP)  # in the midst of its batch
     # its lock runs out, and the standby sends the rest; one may be in the leader's hands
-    poll(lambda: len({start.task for start in started(seen, prefix)}) >= count - 1, within=20)
+    poll(lambda: len({start.task for start in seen.starts(prefix)}) >= count - 1, within=20)
     leader.send_signal(signal.SIGCONT)
-    poll(lambda: len(started(seen, prefix)) > count, within=10)
+    poll(lambda: len(seen.starts(prefix)) > count, within=10)
     poll(lambda: leader.poll() is not None, within=20)  # that is how stock ends once it sees that its lock is gone
     verdict = judge(seen, prefix, history)
     print(f"\nstock, a leader paused past its lock: {verdict.doubled} of {count} executed twice")
@@ -335,10 +333,10 @@ def test_stock_redbeat_whose_leader_is_paused_is_reported_as_executing_twice(see
 
 
 def test_stock_redbeat_without_rabbitmq_is_reported_as_losing_slots(seen, stocked):
-    stocked.wait_for_a_leader(stocked.own)
+    stocked.leader("alone")
     first = ahead(1)
     prefix, history = stocked.enter(stocked.own, seen.url, [first + timedelta(seconds=n / 2) for n in range(24)])
-    poll(lambda: started(seen, prefix), within=10)
+    poll(lambda: seen.starts(prefix), within=10)
     with stocked.link.cut():
         poll(lambda: now() > first + timedelta(seconds=12), within=15)
     poll(lambda: now() > first + timedelta(seconds=22), within=15)

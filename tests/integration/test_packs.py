@@ -17,7 +17,7 @@ from app.broker import celery_app
 from app.messages import Pack
 from app.models import Run, Target
 from app.states import Reason, RunState
-from workers import execution, heartbeat, journal
+from workers import durations, execution, heartbeat, journal
 from workers import packs as work_packs
 from workers.journal import Line
 from workers.targets import debug  # noqa: F401 - registers debug.echo
@@ -108,7 +108,7 @@ def clerk():
 
 def test_each_run_of_a_pack_has_its_own_result_and_stamps(packed):
     pack = packed({}, {"seconds": 0.02}, {})
-    assert work_packs.work(pack, WORKER) == pytest.approx(0.02, abs=0.05)
+    work_packs.work(pack, WORKER)
     found = reread(pack)
     assert [run.result for run in found] == [str(run.id) for run in found]
     assert {(run.state, run.worker, run.attempt) for run in found} == {(RunState.SUCCEEDED, WORKER, 1)}
@@ -268,11 +268,27 @@ def test_a_target_that_becomes_slow_is_known_at_once_and_forgotten_slowly(databa
         packs._Known.until = 0
         return packs.pace().durations["debug.echo"]
 
-    durations = heartbeat._Durations()
     for seconds, expected in [(0.001, 0.001), (0.1, 0.1), (0.001, 0.0802), (0.5, 0.5)]:
-        durations.note("debug.echo", seconds)
-        durations.write()
+        durations.tell({"debug.echo": seconds})
         assert known() == pytest.approx(expected)
+
+
+def test_what_a_child_notes_reaches_its_worker_once(monkeypatch):
+    monkeypatch.setattr(durations, "_seen", durations._Seen())
+    durations.collect()
+    durations.note("debug.echo", 0.2)
+    durations.note("debug.echo", 0.1)
+    durations.note("debug.sleep", 0.3)
+    assert durations.collect() == {"debug.echo": 0.2, "debug.sleep": 0.3}
+    assert durations.collect() == {}
+
+
+def test_a_target_that_declares_it_is_never_packed(monkeypatch):
+    monkeypatch.setattr(each, "packable", False, raising=False)
+    monkeypatch.setattr(durations, "_seen", durations._Seen())
+    durations.collect()
+    durations.note("test.each", 0.1)
+    assert durations.collect() == {}
 
 
 def test_a_burst_of_a_known_target_travels_in_packs(fields, postbox):

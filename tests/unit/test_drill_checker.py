@@ -58,6 +58,7 @@ FINE = {
     "not demanded yet and running": ([slot(91)], [row(91, state="running")], [start(91)]),
     "may and did not": ([slot(50, Demand.MAY)], [], []),
     "may and did": ([slot(50, Demand.MAY)], [row(50)], [start(50)]),
+    "may and did so late, as it may not have been there before": ([slot(50, Demand.MAY)], [row(50)], [start(70)]),
     "may and was skipped": ([slot(50, Demand.MAY)], [row(50, state="skipped", claimed=False)], []),
     "paused and recorded so": ([slot(50, Demand.PAUSED)], [row(50, state="skipped", claimed=False)], []),
     "paused and not recorded": ([slot(50, Demand.PAUSED)], [], []),

@@ -1,5 +1,6 @@
 """What the environment may say, and how a mistake in it is told."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -46,7 +47,10 @@ def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path)
         ({"DATABASE_URL": "sqlite:///x"}, "DATABASE_URL: must start with postgresql+psycopg://"),
         ({"DATABASE_URL": ""}, "DATABASE_URL: is required"),
         ({"PUNCTUAL_BUCKET": "8"}, "PUNCTUAL_BUCKET: there is no such setting"),
-        ({"PUNCTUAL_SHELL": "on"}, "PUNCTUAL_SHELL: is not available in this version"),
+        ({"PUNCTUAL_SHELL": "perhaps"}, "PUNCTUAL_SHELL: Input should be a valid boolean"),
+        ({"PUNCTUAL_WEBHOOK_SECRET": "s3cret"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
+        ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_c2hvcnQ="}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
+        ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_" + 40 * "!"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24"),
         ({"SECRET_KEY_FILE": "/no/such/file"}, "SECRET_KEY_FILE: cannot be read"),
         ({"SECRET_KEY_FILE": "/no/such/file", "SECRET_KEY": "x"}, "SECRET_KEY: given twice, also as SECRET_KEY_FILE"),
     ],
@@ -62,6 +66,18 @@ def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error():
     with pytest.raises(ValueError, match="must start with") as caught:
         Settings.read(GIVEN | {"DATABASE_URL": "mysql://app:s3cret@db"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_keys_that_sign_are_separated_by_spaces_or_commas_and_shown_nowhere():
+    secrets = ["whsec_" + base64.b64encode(bytes([n]) * 24).decode() for n in range(3)]
+    read = Settings.read(GIVEN | {"PUNCTUAL_WEBHOOK_SECRET": f"{secrets[0]}, {secrets[1]} {secrets[2]}"})
+    assert read.webhook_keys == (b"\x00" * 24, b"\x01" * 24, b"\x02" * 24)
+    assert "whsec_" not in repr(read)
+    assert Settings.read(GIVEN).webhook_keys == ()
+    with pytest.raises(ValueError, match="must be whsec_") as caught:
+        Settings.read(GIVEN | {"PUNCTUAL_WEBHOOK_SECRET": f"{secrets[0]} s3cret"})
+    assert "s3cret" not in str(caught.value)
+    assert secrets[0] not in str(caught.value)
 
 
 @pytest.mark.parametrize("module", ["beat.main", "workers.main", "web.main"])
