@@ -47,6 +47,7 @@ class Process:
 
     def __init__(self, name: str, line: str, env: Mapping[str, str], logs: Path) -> None:
         self.name = name
+        self.line = line
         self.env = dict(env)
         self.ends = 0
         """How often it ended, whether it was told to or not."""
@@ -151,6 +152,18 @@ class Stack:
 
     def of(self, kind: str) -> list[Process]:
         return [process for process in self.processes.values() if process.kind == kind]
+
+    @contextmanager
+    def spare(self, kind: str, **env: str) -> Iterator[Process]:
+        """One more process of a kind, within; whether it ends is not counted."""
+        first = self.of(kind)[0]
+        name = f"{kind}.{len(self.of(kind)) + 1}"
+        process = Process(name, first.line, first.env | env, first.log.parent)
+        process.start()
+        try:
+            yield process
+        finally:
+            processes.stop([process.keeper], patience=STOP_WITHIN)
 
     def ends(self) -> int:
         """How often any process ended."""

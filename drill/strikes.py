@@ -96,13 +96,15 @@ def beat_fails(point: str, pause: float) -> Strike:
 
 
 def worker_fails(point: str, pause: float) -> Strike:
+    """A second worker is armed, and stopped afterwards: the processes that it starts in place of dead ones are armed
+    as well."""
+
     @contextmanager
     def strike(site: Site) -> Iterator[None]:
-        worker = site.random.choice(site.stack.of("worker"))
-        worker.restart(**{FAIL_POINT: _fail_point(point, site.random.randint(5, 40), pause)})
-        yield
-        _wait_passed(worker, point, pause)
-        worker.restart()  # the processes that it starts in place of dead ones are armed as well
+        fail_point = _fail_point(point, site.random.randint(5, 40), pause)
+        with site.stack.spare("worker", **{FAIL_POINT: fail_point}) as worker:
+            yield
+            _wait_passed(worker, point, pause)
 
     return strike
 
