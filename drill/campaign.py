@@ -133,11 +133,10 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
             result.restarts = current.ends() - ends
             time.sleep(plan.quiet)
             result.verdict = _judge(current, workload, seen, result)
-            workload.close()
         except Exception as exc:  # noqa: BLE001 - a fault that cannot be committed must not end the campaign
             result.broken.append(f"{type(exc).__name__}: {exc}")
         finally:
-            workload.stop()
+            workload.close()
     result.answers = asker.answers
     if result.verdict is not None:
         result.broken += breaches(result, result.verdict)
