@@ -49,8 +49,10 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
 def count_queued(session: Session) -> dict[str, int]:
     """Messages per queue that stand queued for longer than a worker's prefetch takes."""
     old = Run.published_at < func.statement_timestamp() - SENDING
-    query = select(Run.queue, func.count(_MESSAGE.distinct())).where(Run.state == RunState.QUEUED, old)
-    return dict(session.execute(query.group_by(Run.queue)).tuples())
+    query = select(Run.queue, func.count(_MESSAGE.distinct()).label("messages")).where(
+        Run.state == RunState.QUEUED, old
+    )
+    return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 
 
 def take_vanished(session: Session, queue: str, count: int, limit: int = BATCH) -> list[Message]:
