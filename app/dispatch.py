@@ -177,7 +177,7 @@ def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Ticket]:
     failpoints.reached("fired")
     confirmed = publish(packs.pack(batch, packs.pace()) if packs.is_worth_it(batch) else batch)
     failpoints.reached("confirmed")
-    return [message.ticket for parcel in confirmed for message in parcel.messages]
+    return [ticket for parcel in confirmed for ticket in parcel.tickets]
 
 
 def mark_queued(tickets: Sequence[Ticket]) -> None:

@@ -42,6 +42,8 @@ class Ticket:
     attempt: int
     sent_at: datetime | None = field(default=None, compare=False)
     """When it was handed to the broker, by PostgreSQL's clock, where the run's row did not know it yet."""
+    pack: UUID | None = field(default=None, compare=False)
+    """The pack that it was sent in. Known to the sender alone."""
 
     def encode(self) -> dict[str, Any]:
         return {
@@ -99,6 +101,11 @@ class Message:
         """What it carries, as for a pack."""
         return (self,)
 
+    @property
+    def tickets(self) -> list[Ticket]:
+        """As for a pack."""
+        return [self.ticket]
+
     def stamped(self, sent_at: datetime) -> "Message":
         """The same, with the time of its sending."""
         return replace(self, ticket=replace(self.ticket, sent_at=sent_at))
@@ -131,6 +138,11 @@ class Pack:
     @classmethod
     def of(cls, messages: Sequence[Message]) -> "Pack":
         return cls(id=uuid4(), messages=tuple(messages))
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """The tickets of its runs, which say that they were sent in it."""
+        return [replace(message.ticket, pack=self.id) for message in self.messages]
 
     def encode(self) -> dict[str, Any]:
         return {

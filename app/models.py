@@ -132,6 +132,8 @@ class Run(Base):
     fired_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
     """When it was last handed to the broker; while pending, by whom it is being sent right now."""
+    pack_id: Mapped[UUID | None]
+    """The pack that it was sent in, while it is queued: so that messages can be counted."""
     started_at: Mapped[datetime | None]
     """When the first attempt started: lateness is measured from here."""
     attempt_started_at: Mapped[datetime | None]

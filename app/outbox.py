@@ -22,6 +22,9 @@ SENDING = timedelta(seconds=2)
 
 BATCH = 500
 
+_MESSAGE = func.coalesce(Run.pack_id, Run.id)
+"""What tells the messages apart that queued runs were sent in."""
+
 
 def take_run(session: Session, run_id: UUID) -> list[Message]:
     """One pending run that nobody is sending, as a message; marked as being sent."""
@@ -43,19 +46,32 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
     return _take(session, due.limit(limit), attempt=Run.attempt + 1, **fresh)
 
 
-def take_vanished(session: Session, queue: str, limit: int = BATCH) -> list[Message]:
-    """Runs of a queue that stand queued though the broker may have lost them: made pending again, as messages.
+def count_queued(session: Session) -> dict[str, int]:
+    """Messages per queue that stand queued for longer than a worker's prefetch takes."""
+    old = Run.published_at < func.statement_timestamp() - SENDING
+    query = select(Run.queue, func.count(_MESSAGE.distinct()).label("messages")).where(
+        Run.state == RunState.QUEUED, old
+    )
+    return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 
-    A message that was not lost after all finds its run claimed, or is the first to claim it: either is fine.
+
+def take_vanished(session: Session, queue: str, count: int, limit: int = BATCH) -> list[Message]:
+    """Runs of the `count` oldest messages of a queue, which the broker may have lost: made pending again, as messages.
+
+    A message that was not lost after all finds its runs claimed, or is the first to claim them: either is fine.
     """
     old = Run.published_at < func.statement_timestamp() - SENDING
-    return _take(
-        session,
-        select(Run.id, Run.scheduled_for)
+    lost = (
+        select(_MESSAGE)
         .where(Run.state == RunState.QUEUED, Run.queue == queue, old)
-        .order_by(Run.published_at)
-        .limit(limit),
+        .group_by(_MESSAGE)
+        .order_by(func.min(Run.published_at))
+        .limit(count)
     )
+    chosen = select(Run.id, Run.scheduled_for).where(
+        Run.state == RunState.QUEUED, Run.queue == queue, old, _MESSAGE.in_(lost)
+    )
+    return _take(session, chosen.limit(limit))
 
 
 def message(task: Any, run: Run | NewRun) -> Message:

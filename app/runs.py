@@ -111,11 +111,16 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
 
 def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
     """Notes that the broker has taken these. A run that a worker has claimed meanwhile is left alone."""
-    wanted = keys.attempts(tickets, sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]))
+    wanted = keys.attempts(
+        tickets,
+        sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]),
+        pack=(Uuid(), [ticket.pack for ticket in tickets]),
+    )
+    sent_at = func.coalesce(wanted.c.sent_at, func.statement_timestamp())
     session.execute(
         update(Run)
         .where(keys.at(wanted, tickets), Run.state == RunState.PENDING)
-        .values(state=RunState.QUEUED, published_at=func.coalesce(wanted.c.sent_at, func.statement_timestamp()))
+        .values(state=RunState.QUEUED, published_at=sent_at, pack_id=wanted.c.pack)
         .execution_options(synchronize_session=False)
     )
 

@@ -124,7 +124,7 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
     path = current.folder / f"witness.{time.monotonic_ns()}.jsonl"
     ends = current.ends()
     with witness.running(path) as seen, stack.Asker(current) as asker:
-        workload = Workload(current.api, current.key, seen.url, per_second=plan.per_second)
+        workload = Workload(current.api, current.key, seen.url, per_second=plan.per_second, packed=True)
         try:
             workload.start()
             time.sleep(plan.lead)

@@ -290,6 +290,7 @@ def _environment(stack: Stack, urls: Mapping[str, str]) -> dict[str, str]:
         "SECRET_KEY": "a key for the drill only",
         "PUNCTUAL_ADMIN_KEY": stack.key,
         "PUNCTUAL_HTTP_ALLOW_PRIVATE": "on",
+        "PUNCTUAL_TASK_MODULES": "drill.targets",
         "LOG_FORMAT": "console",
     }
 

@@ -56,8 +56,12 @@ log = logging.getLogger(__name__)
 class Workload:
     """Load of about `per_second` runs each second, half of it recurring. Its tasks' names start with `prefix`."""
 
-    def __init__(self, api: str, key: str, witness: str, *, per_second: float = 20.0) -> None:
-        """`api` is the API's base, with /api/v1; `witness` is the URL that each run calls."""
+    def __init__(self, api: str, key: str, witness: str, *, per_second: float = 20.0, packed: bool = False) -> None:
+        """`api` is the API's base, with /api/v1; `witness` is the URL that each run calls.
+
+        Half of the tasks call it by a target that may travel in packs, where the workers have it (`packed`).
+        """
+        self.packed = packed
         self.prefix = f"drill-{uuid4().hex[:8]}-"
         self.per_second = per_second
         self.witness = witness
@@ -181,11 +185,15 @@ class Workload:
         return {"type": "interval", "every": CHANGING_PERIOD, "anchor": anchor.isoformat()}
 
     def _fields(self, schedule: Schedule) -> dict[str, Any]:
-        name = f"{self.prefix}{next(self._numbers)}"
-        return {
+        number = next(self._numbers)
+        name = f"{self.prefix}{number}"
+        told = {"task": name}
+        if number % 2 and self.packed:
+            call = {"target": "drill.call", "kwargs": {"url": self.witness, "body": told}}
+        else:
+            call = {"target": "http.request", "kwargs": {"method": "POST", "url": self.witness, "json": told}}
+        return call | {
             "name": name,
-            "target": "http.request",
-            "kwargs": {"method": "POST", "url": self.witness, "json": {"task": name}},
             "schedule": schedule,
             "overlap": "allow",
             "catchup": {"policy": "all"},

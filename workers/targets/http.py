@@ -42,7 +42,7 @@ class UnexpectedStatus(RuntimeError):
     """The answer's status is not one of those that were expected."""
 
 
-@celery_app.task(name="http.request", bind=True)  # type: ignore[untyped-decorator]
+@celery_app.task(name="http.request", bind=True, packable=False)  # type: ignore[untyped-decorator]
 def request(
     self: Any,
     url: str,

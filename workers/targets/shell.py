@@ -66,7 +66,7 @@ class Output:
         return _text(self.head + self.tail)[-MESSAGE:].strip()
 
 
-@celery_app.task(name="shell.run", bind=True)  # type: ignore[untyped-decorator]
+@celery_app.task(name="shell.run", bind=True, packable=False)  # type: ignore[untyped-decorator]
 def run(self: Any, argv: list[str], env: dict[str, str] | None = None, cwd: str | None = None) -> dict[str, Any]:
     """Runs a program, given as a list of its name and arguments; fails where it ends with a code other than 0."""
     _check(argv, env, cwd)

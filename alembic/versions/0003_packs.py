@@ -1,4 +1,4 @@
-"""How long runs of a target take, which decides whether they may share a message; indexes in the order of reading.
+"""Packs: how long runs of a target take, and which message a run was sent in; indexes in the order of reading.
 
 Revision ID: 0003
 Revises: 0001
@@ -20,11 +20,13 @@ INDEXES = {
 
 def upgrade() -> None:
     op.add_column('targets', sa.Column('duration', sa.Interval(), nullable=True))
+    op.add_column('runs', sa.Column('pack_id', sa.Uuid(), nullable=True))
     _index(lambda columns: columns)
 
 
 def downgrade() -> None:
     _index(lambda columns: columns[:1])
+    op.drop_column('runs', 'pack_id')
     op.drop_column('targets', 'duration')
 
 
