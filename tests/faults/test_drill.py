@@ -9,7 +9,7 @@ from stores import GIVEN, need
 from drill import campaign, faults, report, stack, stores
 from drill.faults import Bound, Fault
 
-PLAN = campaign.Plan(full=False, lead=3, quiet=2, between=2.5, most=99, per_second=5)
+PLAN = campaign.Plan(full=False, lead=3, quiet=2, between=2.5, most=99)
 ROWS = {fault.name: fault for fault in faults.SINGLE}
 
 
