@@ -32,6 +32,8 @@ FINE_ANSWERS = frozenset({"200", "503"})
 """Of the API, whatever is broken."""
 
 Tell = Callable[[str], None]
+Key = tuple[str, datetime]
+"""A task's name and a slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class Result:
     restarts: int = 0
     broken: list[str] = field(default_factory=list)
     """What did not hold, in words."""
+    waited_for: set[Key] = field(default_factory=set)
+    """Slots that had no end when it was judged, after PATIENCE."""
     calls: Sequence[Call] = ()
     rows: Sequence[Row] = ()
     starts: Sequence[Start] = ()
@@ -169,13 +173,11 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     asked = _now()
     slots = oracle.slots(workload.history, asked)
     wanted = {(slot.task, slot.at) for slot in slots if slot.demand == Demand.MUST and slot.overtaken_at is None}
-    while True:
-        rows = ledger.read(current.database_url, workload.prefix)
-        ended = {(row.task, row.slot) for row in rows if row.state in ledger.ENDED}
-        going = any(row.slot <= asked and row.state not in ledger.ENDED for row in rows)
-        if (wanted <= ended and not going) or _now() > asked + timedelta(seconds=PATIENCE):
+    while left := _open(ledger.read(current.database_url, workload.prefix), wanted, asked):
+        if _now() > asked + timedelta(seconds=PATIENCE):
             break
         time.sleep(STEP)
+    result.waited_for = left
     result.starts = seen.starts()
     # after the starts: none of them may be without the row that was claimed before it
     result.rows = ledger.read(current.database_url, workload.prefix)
@@ -184,6 +186,13 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     # up to a moment that no row can have reached, as a row without a slot is an offence
     slots = oracle.slots(workload.history, until + timedelta(seconds=1))
     return checker.check(slots, result.rows, result.starts, faults=result.committed, bound=PROMISE, until=until)
+
+
+def _open(rows: Sequence[Row], wanted: set[Key], asked: datetime) -> set[Key]:
+    """The slots up to then that are without an end yet."""
+    ended = {(row.task, row.slot) for row in rows if row.state in ledger.ENDED}
+    going = {(row.task, row.slot) for row in rows if row.slot <= asked and row.state not in ledger.ENDED}
+    return (wanted - ended) | going
 
 
 def breaches(result: Result, verdict: Verdict) -> list[str]:
