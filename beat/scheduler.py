@@ -153,7 +153,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _write(self, by_bucket: dict[int, list[Entry]], *, complete: bool = False) -> set[int]:
         held = self.leases.held()
         mine = {bucket: changed for bucket, changed in by_bucket.items() if bucket in held}
-        return self.entries.write(mine, dict.fromkeys(mine, self.leases.token), complete=complete)
+        return self.entries.write(mine, self.leases.tokens, complete=complete)
 
     def _listen(self, until: float) -> None:
         """Waits until then, or until the bell rings for a held bucket."""
