@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -25,6 +25,9 @@ from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message
 
 CONFIRM_TIMEOUT = 3.0
 """Seconds in which the broker must confirm a batch."""
+
+LOOK_TIMEOUT = 2.0
+"""Seconds for one look at the broker; it may be tried twice."""
 
 CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
 """Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
@@ -146,6 +149,8 @@ class Publisher:
         self.tag = 0
         self.unconfirmed: dict[int, Message] = {}
         self.refused: set[UUID] = set()
+        self.undeclared: dict[str, str] = {}
+        """Queues that cannot be declared, and why: their runs stay pending."""
 
     @cached_property
     def is_amqp(self) -> bool:
@@ -211,7 +216,9 @@ class Publisher:
                 queue(name)(channel).declare()
         except self.connection.channel_errors as exc:
             log.warning("queue %s cannot be declared, its runs stay pending: %s", name, exc)
+            self.undeclared[name] = str(exc)
             return False
+        self.undeclared.pop(name, None)
         self.declared.add(name)
         return True
 
@@ -301,12 +308,40 @@ def declare() -> None:
 
 def depth(name: str) -> int | None:
     """How many messages a queue holds that no worker has taken; None where it is not there."""
-    with celery_app.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=3)
-        try:
-            return int(queue(name)(connection.default_channel).queue_declare(passive=True).message_count)
-        except connection.channel_errors:
-            return None
+    with _look() as connection:
+        return _depth(connection, name)
+
+
+def depths(names: Iterable[str]) -> dict[str, int | None]:
+    """The same of several queues, to be shown: None for all where the broker is away."""
+    found: dict[str, int | None] = dict.fromkeys(names)
+    try:
+        with _look() as connection:
+            for name in found:
+                found[name] = _depth(connection, name)
+    except Exception as exc:  # noqa: BLE001 - each transport has errors of its own
+        log.warning("the broker is away, no depth of a queue can be shown: %r", exc)
+    return found
+
+
+@contextlib.contextmanager
+def _look() -> Iterator[Connection]:
+    """A connection of its own on which no wait is longer than LOOK_TIMEOUT."""
+    waits = ("read_timeout", "write_timeout", "socket_timeout")
+    connection = celery_app.connection_for_read(
+        connect_timeout=LOOK_TIMEOUT, transport_options=dict.fromkeys(waits, LOOK_TIMEOUT)
+    )
+    with connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=LOOK_TIMEOUT)
+        yield connection
+
+
+def _depth(connection: Connection, name: str) -> int | None:
+    try:
+        with connection.channel() as channel:
+            return int(queue(name)(channel).queue_declare(passive=True).message_count)
+    except connection.channel_errors:
+        return None
 
 
 def ping() -> None:

@@ -3,19 +3,23 @@
 import base64
 import binascii
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import Select, func, select, true, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import errors
-from app.models import Attempt, Run, Target, Task
-from app.states import RunState, TaskState
+from app import errors, nodes
+from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
+from app.models import Attempt, Node, Run, Target, Task
+from app.states import NodeKind, RunState, TaskState
 
 Row = TypeVar("Row", Task, Run)
+
+OWN_QUEUES = (DEFAULT_QUEUE, CALLS_QUEUE, DEAD_LETTERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,34 @@ class RunDetail:
 
     run: Run
     attempts: list[Attempt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """A queue as PostgreSQL sees it."""
+
+    name: str
+    processes: int
+    """Of the workers that consume it."""
+    waiting: int
+    """Runs that were fired and that no worker has claimed."""
+    oldest: timedelta | None
+    """For how long the first of them has waited."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Who is there, what waits, and what was set aside."""
+
+    now: datetime
+    beats: list[Node]
+    workers: list[Node]
+    queues: list[Queue]
+    set_aside: list[Task]
+
+
+MAX_SET_ASIDE = 100
+"""Tasks that were set aside and are shown, the latest first."""
 
 
 def task(session: Session, task_id: UUID) -> Task:
@@ -106,6 +138,49 @@ def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
 def targets(session: Session) -> list[Target]:
     """What the workers have offered, by name."""
     return list(session.scalars(select(Target).order_by(Target.name)))
+
+
+def processes(session: Session, queue: str) -> int:
+    """How many processes consume a queue right now, by what their workers said in the last seconds."""
+    return next((row.processes for row in _consumed(session) if row.name == queue), 0)
+
+
+def cluster(session: Session, now: datetime) -> Cluster:
+    """Beats and workers by their start, queues by name."""
+    there = session.scalars(select(Node).order_by(Node.started_at, Node.name)).all()
+    consumed = {row.name: row.processes for row in _consumed(session)}
+    open_states = (RunState.PENDING, RunState.QUEUED)
+    waiting = select(Run.queue, func.count().label("waiting"), func.min(Run.fired_at).label("since"))
+    waits = {row.queue: row for row in session.execute(waiting.where(Run.state.in_(open_states)).group_by(Run.queue))}
+    queues = []
+    for name in sorted({*OWN_QUEUES, *consumed, *waits}):
+        row = waits.get(name)
+        oldest = max(now - row.since, timedelta(0)) if row else None
+        queues.append(
+            Queue(name=name, processes=consumed.get(name, 0), waiting=row.waiting if row else 0, oldest=oldest)
+        )
+    aside = select(Task).where(Task.set_aside.is_not(None)).order_by(Task.updated_at.desc()).limit(MAX_SET_ASIDE)
+    return Cluster(
+        now=now,
+        beats=[node for node in there if node.kind == NodeKind.BEAT],
+        workers=[node for node in there if node.kind == NodeKind.WORKER],
+        queues=queues,
+        set_aside=list(session.scalars(aside)),
+    )
+
+
+def _consumed(session: Session) -> Sequence[Any]:
+    """The queues that workers consume, each with their processes."""
+    queues = func.jsonb_array_elements_text(Node.details["queues"]).table_valued("name")
+    total = func.sum(Node.details["processes"].as_integer())
+    present = Node.seen_at > func.statement_timestamp() - nodes.PRESENT
+    return session.execute(
+        select(queues.c.name, total.label("processes"))
+        .select_from(Node)
+        .join(queues, true())
+        .where(Node.kind == NodeKind.WORKER, present)
+        .group_by(queues.c.name)
+    ).all()
 
 
 def _page(
