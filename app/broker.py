@@ -20,14 +20,20 @@ from kombu import Connection, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
-from app import errors, messages, settings
+from app import errors, messages, pulse, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message
 
 CONFIRM_TIMEOUT = 3.0
 """Seconds in which the broker must confirm a batch."""
 
 LOOK_TIMEOUT = 2.0
-"""Seconds for one look at the broker; it may be tried twice."""
+"""Seconds for a try to connect, where something else waits for it."""
+
+CONNECT_WITHIN = 10.0
+"""Seconds for one try at most, with several addresses behind one name."""
+
+BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
+"""Seconds for each wait there: below those after which a beat's watchdog takes a thread for one that hangs."""
 
 CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
 """Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
@@ -160,6 +166,7 @@ class Publisher:
         """Sends the batch; returns the messages that the broker has confirmed. Never raises: what is not
         returned was perhaps sent, perhaps not, and stands as pending until it is sent again."""
         sent: list[Message] = []
+        pulse.mark("publishing")
         try:
             self._open()
             there = {name: self._declare(name) for name in {message.queue for message in batch}}
@@ -189,9 +196,11 @@ class Publisher:
         if self.connection is not None and self.connection.connected:
             return
         self.close()
-        self.connection = self.app.connection_for_write()
+        self.connection = self.app.connection_for_write(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED)
         # each given address is tried once, at once
-        self.connection.ensure_connection(max_retries=1 + len(self.connection.alt), interval_start=0, timeout=3)
+        _sign()
+        self.connection.ensure_connection(_sign, max_retries=1 + len(self.connection.alt), interval_start=0, timeout=3)
+        pulse.mark("opening a channel")
         self.channel = self._channel()
 
     def _channel(self) -> Any:
@@ -211,6 +220,7 @@ class Publisher:
         if name in self.declared:
             return True
         assert self.connection is not None
+        pulse.mark("declaring a queue")
         try:
             with self.connection.channel() as channel:
                 queue(name)(channel).declare()
@@ -270,6 +280,7 @@ class Publisher:
 
     def _confirm(self) -> None:
         """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
+        pulse.mark("waiting for confirms")
         deadline = time.monotonic() + CONFIRM_TIMEOUT
         while self.unconfirmed:
             left = deadline - time.monotonic()
@@ -326,17 +337,20 @@ def depths(names: Iterable[str]) -> dict[str, int | None]:
 
 @contextlib.contextmanager
 def _look() -> Iterator[Connection]:
-    """A connection of its own on which no wait is longer than LOOK_TIMEOUT."""
-    waits = ("read_timeout", "write_timeout", "socket_timeout")
-    connection = celery_app.connection_for_read(
-        connect_timeout=LOOK_TIMEOUT, transport_options=dict.fromkeys(waits, LOOK_TIMEOUT)
-    )
-    with connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=LOOK_TIMEOUT)
+    """A connection of its own on which no wait is long."""
+    with celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED) as connection:
+        _sign()
+        connection.ensure_connection(_sign, max_retries=1, interval_start=0, timeout=LOOK_TIMEOUT)
         yield connection
 
 
+def _sign(*_: Any) -> None:
+    """A try to connect begins, the first or one after another failed. It goes through all addresses of a name."""
+    pulse.mark("connecting to the broker", CONNECT_WITHIN)
+
+
 def _depth(connection: Connection, name: str) -> int | None:
+    pulse.mark("looking at a queue")
     try:
         with connection.channel() as channel:
             return int(queue(name)(channel).queue_declare(passive=True).message_count)

@@ -99,9 +99,9 @@ class Leases:
         self._release = client.register_script(RELEASE)
 
     def held(self) -> set[int]:
-        """The buckets that this beat may ring right now."""
+        """The buckets that this beat may ring right now. Any thread may ask."""
         trusted = self.monotonic() + MARGIN
-        return {bucket for bucket, until in self.until.items() if until > trusted}
+        return {bucket for bucket, until in tuple(self.until.items()) if until > trusted}
 
     def renew(self) -> None:
         """Renews what is held, takes free buckets up to the fair share, and gives back what is above it.
