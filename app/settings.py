@@ -39,7 +39,7 @@ class Settings(BaseModel):
     PUNCTUAL_EXTERNAL_TARGETS: str = ""
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
-    PUNCTUAL_HEALTH_FILE: Path | None = None
+    PUNCTUAL_HEALTH_PATH: Path | None = None
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -56,7 +56,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.rebuild = Rebuild()
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
-        self.node = Node(self.leases, settings.load().PUNCTUAL_HEALTH_FILE)
+        self.node = Node(self.leases, settings.load().PUNCTUAL_HEALTH_PATH)
         self.watchdog = Watchdog(self.node)
         if not lazy:
             self.chores = Chores(broker.Publisher(), self.node.announce)

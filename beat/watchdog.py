@@ -42,6 +42,7 @@ class Watched:
     name: str
     sign: pulse.Sign | None = None
     still: float = 0.0
+    began: bool = False
 
 
 class Watchdog(threading.Thread):
@@ -61,7 +62,8 @@ class Watchdog(threading.Thread):
     def watch(self, thread: threading.Thread) -> None:
         """From its first sign on. Whoever is watched and dies hangs too."""
         assert thread.ident is not None
-        self.watched[thread.ident] = Watched(name=thread.name)
+        # the number of a thread that has ended may be given again: a sign from before is not this one's
+        self.watched[thread.ident] = Watched(name=thread.name, sign=pulse.last(thread.ident))
 
     def run(self) -> None:
         looked_at = time.monotonic()
@@ -79,8 +81,8 @@ class Watchdog(threading.Thread):
         for ident, thread in tuple(self.watched.items()):
             sign = pulse.last(ident)
             if sign is not thread.sign:
-                thread.sign, thread.still = sign, 0.0
-            elif sign is not None:
+                thread.sign, thread.still, thread.began = sign, 0.0, True
+            elif sign is not None and thread.began:
                 thread.still += passed
                 if thread.still > sign.within:
                     self._end(ident, thread, sign)
