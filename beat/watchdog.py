@@ -42,7 +42,6 @@ class Watched:
     name: str
     sign: pulse.Sign | None = None
     still: float = 0.0
-    began: bool = False
 
 
 class Watchdog(threading.Thread):
@@ -62,8 +61,7 @@ class Watchdog(threading.Thread):
     def watch(self, thread: threading.Thread) -> None:
         """From its first sign on. Whoever is watched and dies hangs too."""
         assert thread.ident is not None
-        # the number of a thread that has ended may be given again: a sign from before is not this one's
-        self.watched[thread.ident] = Watched(name=thread.name, sign=pulse.last(thread.ident))
+        self.watched[thread.ident] = Watched(name=thread.name)
 
     def run(self) -> None:
         looked_at = time.monotonic()
@@ -81,8 +79,8 @@ class Watchdog(threading.Thread):
         for ident, thread in tuple(self.watched.items()):
             sign = pulse.last(ident)
             if sign is not thread.sign:
-                thread.sign, thread.still, thread.began = sign, 0.0, True
-            elif sign is not None and thread.began:
+                thread.sign, thread.still = sign, 0.0
+            elif sign is not None:
                 thread.still += passed
                 if thread.still > sign.within:
                     self._end(ident, thread, sign)

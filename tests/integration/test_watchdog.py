@@ -80,6 +80,7 @@ def test_a_thread_counts_from_its_first_sign_on(redis_client):
     waiting = threading.Event()
     thread = threading.Thread(target=waiting.wait)
     thread.start()
+    pulse._signs.pop(thread.ident, None)  # of one that had this number before
     watchdog = Watchdog(Node(Leases(redis_client, 4), None), lambda _: pytest.fail("nothing hangs"))
     watchdog.watch(thread)
     for _ in range(100):
