@@ -26,6 +26,9 @@ AWAY = (OperationalError, InterfaceError, PoolTimeout)
 PATIENCE = 6.0
 """Seconds that a transaction may take, waiting for the server included. None of ours comes near."""
 
+CONNECT_TIMEOUT = 3
+"""Seconds for each of the hosts that DATABASE_URL names."""
+
 LIBPQ_OPTIONS = (
     "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=4000 -c timezone=UTC"
 )
@@ -45,7 +48,7 @@ def engines() -> tuple[Engine, Engine]:
         pool_use_lifo=True,
         hide_parameters=True,  # arguments of tasks may hold secrets, and errors are logged
         connect_args={
-            "connect_timeout": 3,
+            "connect_timeout": CONNECT_TIMEOUT,
             "target_session_attrs": "read-write",  # of several hosts, only the primary decides
             "application_name": "punctual",
             "options": LIBPQ_OPTIONS,

@@ -216,14 +216,15 @@ def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, s
             count += len(plans[-1].due)
         except (errors.Invalid, ValueError, OverflowError) as exc:
             log.exception("task %s cannot be planned, it is paused", task.id)
-            poisoned[task.id] = f"Paused by Punctual: its slots cannot be computed: {exc}"
+            poisoned[task.id] = f"its slots cannot be computed: {exc}"
     return plans, poisoned
 
 
 def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) -> None:
-    """Pauses tasks with a note that says why."""
-    for task_id, note in poisoned.items():
-        values = {"state": TaskState.PAUSED, "note": note, "version": Task.version + 1, "updated_at": now}
+    """Pauses tasks, with a note that says why, and marks them: a person could write such a note too."""
+    for task_id, why in poisoned.items():
+        note = {"note": f"Paused by Punctual: {why}", "set_aside": why}
+        values = note | {"state": TaskState.PAUSED, "version": Task.version + 1, "updated_at": now}
         session.execute(update(Task).where(Task.id == task_id).values(values))
 
 

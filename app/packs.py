@@ -17,7 +17,7 @@ from sqlalchemy import DateTime, Text, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, settings
+from app import db, errors, keys, nodes, settings
 from app.messages import Message, Pack, Parcel, Ticket
 from app.models import Run, Target
 from app.states import CLAIMABLE, RunState
@@ -69,7 +69,9 @@ def pace() -> Pace:
 def _read() -> Pace:
     with db.transaction() as session:
         known = session.execute(select(Target.name, Target.duration)).all()
-    return Pace(durations={name: duration.total_seconds() for name, duration in known if duration}, processes={})
+        processes = nodes.processes(session)
+    durations = {name: duration.total_seconds() for name, duration in known if duration is not None}
+    return Pace(durations=durations, processes=processes)
 
 
 def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
@@ -83,7 +85,7 @@ def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
         else:
             parcels.append(message)
     for (target, queue, _), group in alike.items():
-        size = _size(len(group), pace.durations[target], pace.processes.get(queue, 1))
+        size = _size(len(group), pace.durations[target], pace.processes.get(queue) or 1)
         parcels += _parts(group, size) if size > 1 else group
     return parcels
 
