@@ -31,6 +31,9 @@ CONNECT_TIMEOUT = 3
 
 LIBPQ_OPTIONS = (
     "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=4000 -c timezone=UTC"
+    # Every join of ours is of a few rows by their key. A burst fills and empties tables in less time than statistics
+    # take, and by old ones a scan of the whole table looks cheaper than a thousand look-ups: see app/keys.py.
+    " -c enable_hashjoin=off -c enable_mergejoin=off -c random_page_cost=1.1 -c jit=off"
 )
 
 

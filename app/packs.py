@@ -111,7 +111,7 @@ def claim_all(session: Session, tickets: Sequence[Ticket], worker: str) -> tuple
     wanted = keys.attempts(tickets, sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]))
     taken = session.execute(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state.in_(CLAIMABLE))
+        .where(keys.at(wanted, CLAIMABLE))
         .values(
             state=RunState.RUNNING,
             worker=worker,
@@ -130,7 +130,7 @@ def begin_all(session: Session, started: Sequence[tuple[Ticket, datetime]]) -> N
     wanted = keys.attempts(tickets, started_at=(DateTime(timezone=True), [at for _, at in started]))
     session.execute(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state == RunState.RUNNING)
+        .where(keys.at(wanted, {RunState.RUNNING}))
         .values(
             started_at=func.coalesce(Run.started_at, wanted.c.started_at),
             attempt_started_at=wanted.c.started_at,
@@ -151,7 +151,7 @@ def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
     )
     moved = session.scalars(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state == RunState.RUNNING)
+        .where(keys.at(wanted, {RunState.RUNNING}))
         .values(
             state=RunState.SUCCEEDED,
             result=cast(wanted.c.result, JSONB),
@@ -177,8 +177,7 @@ def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime)
     given = session.execute(
         update(Run)
         .where(
-            keys.at(wanted, tickets),
-            Run.state == RunState.RUNNING,
+            keys.at(wanted, {RunState.RUNNING}),
             Run.attempt_started_at.is_(None),
             Run.heartbeat_at == claimed_at,
         )
