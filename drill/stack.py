@@ -21,7 +21,6 @@ from typing import Self
 import amqp
 import httpx
 
-from app.settings import Settings
 from deploy import embedded, processes, server
 from deploy.processes import StartError
 from drill import links, sentinels, stores
@@ -221,7 +220,7 @@ def running(*, sentinel: bool = False) -> Iterator[Stack]:
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
                 line = lines[kind] + OPTIONS.get(kind, "")
-                own = {HEALTH_FILE: str(_health_file(folder, name))} if kind == "beat" and _tells_health() else {}
+                own = {HEALTH_FILE: str(_health_file(folder, name))} if kind == "beat" else {}
                 stack.processes[name] = Process(name, line, env | own, folder / "logs")
         exits.callback(_stop, stack)
         for process in stack.processes.values():
@@ -234,10 +233,6 @@ def _stop(stack: Stack) -> None:
     processes.stop([process.keeper for process in stack.processes.values()], patience=STOP_WITHIN)
     for link in stack.links.values():
         link.close()
-
-
-def _tells_health() -> bool:
-    return HEALTH_FILE in Settings.model_fields
 
 
 def _health_file(folder: Path, name: str) -> Path:
