@@ -21,6 +21,8 @@ from typing import Self
 import amqp
 import httpx
 
+from app.settings import Settings
+from beat import entries
 from deploy import embedded, processes, server
 from deploy.processes import StartError
 from drill import links, sentinels, stores
@@ -169,9 +171,15 @@ class Stack:
         return sum(process.ends for process in self.processes.values())
 
     def is_ready(self) -> bool:
-        """Whether the stores answer over the links, and a worker has announced its targets."""
+        """Whether the stores answer over the links, a worker has told its targets, and every beat holds buckets."""
         site = server.Site(host="127.0.0.1", port=self.port, flower_port=0, admin_key=self.key, flower_login="")
-        return server.is_ready(site)
+        return server.is_ready(site) and self._is_shared()
+
+    def _is_shared(self) -> bool:
+        buckets = Settings.model_fields["PUNCTUAL_BUCKETS"].default
+        with self.redis.client() as client:
+            holders = client.mget([entries.lock_key(bucket) for bucket in range(buckets)])
+        return None not in holders and len(set(holders)) == len(self.of("beat"))
 
     def wait_ready(self) -> None:
         poll(self.is_ready, within=READY_WITHIN, what=f"the stack (its logs lie in {self.folder / 'logs'})")
@@ -220,7 +228,7 @@ def running(*, sentinel: bool = False) -> Iterator[Stack]:
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
                 line = lines[kind] + OPTIONS.get(kind, "")
-                own = {HEALTH_FILE: str(_health_file(folder, name))} if kind == "beat" else {}
+                own = {HEALTH_FILE: str(_health_file(folder, name))} if kind == "beat" and _tells_health() else {}
                 stack.processes[name] = Process(name, line, env | own, folder / "logs")
         exits.callback(_stop, stack)
         for process in stack.processes.values():
@@ -233,6 +241,10 @@ def _stop(stack: Stack) -> None:
     processes.stop([process.keeper for process in stack.processes.values()], patience=STOP_WITHIN)
     for link in stack.links.values():
         link.close()
+
+
+def _tells_health() -> bool:
+    return HEALTH_FILE in Settings.model_fields
 
 
 def _health_file(folder: Path, name: str) -> Path:
