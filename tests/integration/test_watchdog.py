@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from stores import ROOT
@@ -17,10 +16,7 @@ from beat import node
 from beat.leases import Leases
 from beat.node import Node
 from beat.watchdog import EVERY, HANGS, Watchdog
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-
-import links
+from drill import links
 
 HUNG = """
 import time
@@ -147,8 +143,8 @@ def beat(start, database, tmp_path):
     """A beat that reaches its stores over links."""
     made = {
         "DATABASE_URL": links.database(database),
-        "REDIS_URL": links.server(os.environ["REDIS_URL"], 6379),
-        "BROKER_URL": links.server(os.environ["BROKER_URL"], 5672),
+        "REDIS_URL": links.server(os.environ["REDIS_URL"]),
+        "BROKER_URL": links.server(os.environ["BROKER_URL"]),
     }
     health = tmp_path / "beat.json"
     env = {name: url for name, (_, url) in made.items()} | {"PUNCTUAL_HEALTH_PATH": str(health)}
