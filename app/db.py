@@ -5,13 +5,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, TableValuedAlias, bindparam, create_engine, event, func, select
+from sqlalchemy import CursorResult, Engine, Executable, TableValuedAlias, bindparam, create_engine, event, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -143,10 +143,22 @@ def now(session: Session) -> datetime:
     return moment
 
 
-def rows(name: str, **columns: tuple[TypeEngine[Any], Sequence[Any]]) -> TableValuedAlias:
-    """Values as a table to join with: `rows("wanted", id=(Uuid(), ids))`, sent as one array a column."""
-    arrays = [bindparam(None, list(values), type_=ARRAY(kind)) for kind, values in columns.values()]
-    return func.unnest(*arrays).table_valued(*columns).render_derived(name=name)
+def rows(name: str, **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """Values as a table to join with, `rows("wanted", id=Uuid())`; `arrays` gives them, one array a column."""
+    given = [bindparam(f"{name}_{column}", type_=ARRAY(kind)) for column, kind in columns.items()]
+    return func.unnest(*given).table_valued(*columns).render_derived(name=name)
+
+
+def arrays(name: str, **columns: Iterable[Any]) -> dict[str, list[Any]]:
+    """The parameters of a statement with such a table."""
+    return {f"{name}_{column}": list(values) for column, values in columns.items()}
+
+
+def execute(session: Session, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+    """Executes a statement that was built once, past the ORM: to build and look through one costs more than its round
+    trip does."""
+    session.flush()
+    return session.connection().execute(statement, parameters)
 
 
 def ping() -> None:

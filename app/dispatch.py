@@ -130,7 +130,7 @@ def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fi
         task_ids = session.scalars(late.order_by(Task.next_run_at).limit(limit).with_for_update(skip_locked=True)).all()
         fired = record_due(session, now, task_ids)
         if task_ids:
-            session.execute(update(Task).where(_among(task_ids)).values(mirrored_version=0))
+            db.execute(session, _MIRROR_AGAIN, {"task_ids": list(task_ids)})
     send(publish, fired.messages)
     return fired
 
@@ -143,7 +143,7 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     """
     if not task_ids:
         return Fired(messages=[], next_run_at={})
-    rows = session.execute(select(*COLUMNS).where(_among(task_ids)).with_for_update(skip_locked=True)).all()
+    rows = db.execute(session, _LOCK, {"task_ids": list(task_ids)}).all()
     due = [row for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
     plans, poisoned = _plans(due, now)
     _set_aside(session, now, poisoned)
@@ -273,27 +273,20 @@ def _advance(session: Session, plans: Sequence[_Plan], made: Mapping[UUID, int])
     """Sets what is next for all tasks of the batch with one statement."""
     if not plans:
         return
-    columns = zip(AFTER.items(), zip(*(plan.after(made[plan.task.id]) for plan in plans), strict=True), strict=True)
-    after = db.rows("after", **{name: (kind, values) for (name, kind), values in columns})
-    session.execute(
-        update(Task)
-        .where(Task.id == after.c.id)
-        .values(
-            next_run_at=after.c.next_run_at,
-            last_run_at=after.c.last_run_at,
-            run_count=after.c.run_count,
-            state=after.c.state,
-        )
-        .execution_options(synchronize_session=False)
-    )
-
-
-def _among(task_ids: Collection[UUID]) -> Any:
-    """The condition that a task is one of these: one array, so that the statement is the same for any number."""
-    return Task.id == any_(bindparam(None, list(task_ids), type_=ARRAY(Uuid())))
+    columns = zip(AFTER, zip(*(plan.after(made[plan.task.id]) for plan in plans), strict=True), strict=True)
+    db.execute(session, _ADVANCE, db.arrays("after", **dict(columns)))
 
 
 def _missing(session: Session, asked: Collection[UUID], found: Collection[UUID]) -> set[UUID]:
     """Those that are no tasks at all, as against those that somebody else holds."""
     absent = set(asked) - set(found)
     return absent - set(session.scalars(select(Task.id).where(Task.id.in_(absent)))) if absent else set()
+
+
+# Built once.
+_AMONG = Task.id == any_(bindparam("task_ids", type_=ARRAY(Uuid())))
+_LOCK = select(*COLUMNS).where(_AMONG).with_for_update(skip_locked=True)
+_MIRROR_AGAIN = update(Task).where(_AMONG).values(mirrored_version=0)
+
+_after = db.rows("after", **AFTER)
+_ADVANCE = update(Task).where(Task.id == _after.c.id).values({name: _after.c[name] for name in AFTER if name != "id"})

@@ -1,9 +1,7 @@
 """How statements name runs: by id and slot, which finds the partition, and by the attempt that they speak for."""
 
-from collections.abc import Collection, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid, case
 from sqlalchemy.types import TypeEngine
@@ -24,20 +22,18 @@ def fence(ticket: Ticket) -> tuple[Any, ...]:
     return Run.id == ticket.run, Run.scheduled_for == ticket.slot, Run.attempt == ticket.attempt
 
 
-def among(keys: Sequence[tuple[UUID, datetime]]) -> Any:
-    """The condition that a run is one of these, by id and slot."""
-    ids, slots = zip(*keys, strict=True)
-    wanted = db.rows("wanted", id=(Uuid(), ids), slot=(DateTime(timezone=True), slots))
-    return (Run.id == wanted.c.id) & (Run.scheduled_for == wanted.c.slot)
+def attempts(**more: TypeEngine[Any]) -> TableValuedAlias:
+    """Attempts of runs as a table to join with, and with each what else is to be known of it: see `given`."""
+    return db.rows("wanted", id=Uuid(), slot=DateTime(timezone=True), attempt=SmallInteger(), **more)
 
 
-def attempts(tickets: Sequence[Ticket], **more: tuple[TypeEngine[Any], Sequence[Any]]) -> TableValuedAlias:
-    """These attempts as a table to join with, and with each what else is to be known of it."""
-    return db.rows(
+def given(tickets: Sequence[Ticket], **more: Iterable[Any]) -> dict[str, list[Any]]:
+    """The parameters of a statement with the table that `attempts` made."""
+    return db.arrays(
         "wanted",
-        id=(Uuid(), [ticket.run for ticket in tickets]),
-        slot=(DateTime(timezone=True), [ticket.slot for ticket in tickets]),
-        attempt=(SmallInteger(), [ticket.attempt for ticket in tickets]),
+        id=(ticket.run for ticket in tickets),
+        slot=(ticket.slot for ticket in tickets),
+        attempt=(ticket.attempt for ticket in tickets),
         **more,
     )
 

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import DateTime, Select, Uuid, func, select, update
 from sqlalchemy.orm import Session
 
-from app import keys
+from app import db
 from app.messages import Message, Ticket
 from app.models import Run, Task
 from app.runs import NewRun
@@ -21,6 +21,9 @@ SENDING = timedelta(seconds=2)
 """How long a pending run belongs to whoever last set out to send it."""
 
 BATCH = 500
+
+_taken = db.rows("taken", id=Uuid(), slot=DateTime(timezone=True))
+_IS_TAKEN = (Run.id == _taken.c.id) & (Run.scheduled_for == _taken.c.slot)
 
 _MESSAGE = func.coalesce(Run.pack_id, Run.id)
 """What tells the messages apart that queued runs were sent in."""
@@ -95,17 +98,17 @@ def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> li
     taken = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
     if not taken:
         return []
+    chosen_ones = db.arrays("taken", id=(row[0] for row in taken), slot=(row[1] for row in taken))
     session.execute(
         update(Run)
-        .where(keys.among(taken))
+        .where(_IS_TAKEN)
         .values({"state": RunState.PENDING, "published_at": func.statement_timestamp()} | values)
-        .execution_options(synchronize_session=False)
+        .execution_options(synchronize_session=False),
+        chosen_ones,
     )
     rows = session.execute(
-        select(Run, Task)
-        .join(Task, Task.id == Run.task_id)
-        .where(keys.among(taken))
-        .execution_options(populate_existing=True)
+        select(Run, Task).join(Task, Task.id == Run.task_id).where(_IS_TAKEN).execution_options(populate_existing=True),
+        chosen_ones,
     )
     return [message(task, run) for run, task in rows]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import DateTime, Text, cast, func, null, select, update
+from sqlalchemy import DateTime, Text, bindparam, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -108,62 +108,26 @@ class Done:
 def claim_all(session: Session, tickets: Sequence[Ticket], worker: str) -> tuple[set[UUID], datetime | None]:
     """Takes the runs of a pack for this worker, before it knows when each will start. Returns those that it got, and
     when that was by PostgreSQL's clock."""
-    wanted = keys.attempts(tickets, sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]))
-    taken = session.execute(
-        update(Run)
-        .where(keys.at(wanted, CLAIMABLE))
-        .values(
-            state=RunState.RUNNING,
-            worker=worker,
-            published_at=func.coalesce(Run.published_at, wanted.c.sent_at),
-            heartbeat_at=func.statement_timestamp(),
-        )
-        .returning(Run.id, Run.heartbeat_at)
-        .execution_options(synchronize_session=False)
-    ).all()
+    sent_at = [ticket.sent_at for ticket in tickets]
+    taken = db.execute(session, _CLAIM_ALL, keys.given(tickets, sent_at=sent_at) | {"a_worker": worker}).all()
     return {row.id for row in taken}, taken[0].heartbeat_at if taken else None
 
 
 def begin_all(session: Session, started: Sequence[tuple[Ticket, datetime]]) -> None:
     """Notes when runs of a pack started. What never does so counts as not begun: see `give_back` and `rescue_lost`."""
     tickets = [ticket for ticket, _ in started]
-    wanted = keys.attempts(tickets, started_at=(DateTime(timezone=True), [at for _, at in started]))
-    session.execute(
-        update(Run)
-        .where(keys.at(wanted, {RunState.RUNNING}))
-        .values(
-            started_at=func.coalesce(Run.started_at, wanted.c.started_at),
-            attempt_started_at=wanted.c.started_at,
-            heartbeat_at=func.statement_timestamp(),
-        )
-        .execution_options(synchronize_session=False)
-    )
+    db.execute(session, _BEGIN_ALL, keys.given(tickets, started_at=[at for _, at in started]))
 
 
 def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
     """Records runs of a pack that returned. The ids that are missing in the answer were superseded."""
-    tickets = [each.ticket for each in done]
-    wanted = keys.attempts(
-        tickets,
-        started_at=(DateTime(timezone=True), [each.started_at for each in done]),
-        finished_at=(DateTime(timezone=True), [each.finished_at for each in done]),
-        result=(Text(), [each.result for each in done]),
+    given = keys.given(
+        [each.ticket for each in done],
+        started_at=[each.started_at for each in done],
+        finished_at=[each.finished_at for each in done],
+        result=[each.result for each in done],
     )
-    moved = session.scalars(
-        update(Run)
-        .where(keys.at(wanted, {RunState.RUNNING}))
-        .values(
-            state=RunState.SUCCEEDED,
-            result=cast(wanted.c.result, JSONB),
-            error=null(),
-            started_at=func.coalesce(Run.started_at, wanted.c.started_at),
-            attempt_started_at=wanted.c.started_at,
-            finished_at=wanted.c.finished_at,
-        )
-        .returning(Run.id)
-        .execution_options(synchronize_session=False)
-    )
-    return set(moved)
+    return set(db.execute(session, _SUCCEED_ALL, given).scalars())
 
 
 def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime) -> int:
@@ -173,18 +137,7 @@ def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime)
     The attempt stays the same, so what fences is the stamp of the very claim: somebody else's claim of a run that was
     given back before has another one.
     """
-    wanted = keys.attempts(tickets)
-    given = session.execute(
-        update(Run)
-        .where(
-            keys.at(wanted, {RunState.RUNNING}),
-            Run.attempt_started_at.is_(None),
-            Run.heartbeat_at == claimed_at,
-        )
-        .values(state=RunState.PENDING, worker=None, heartbeat_at=None, published_at=None)
-        .execution_options(synchronize_session=False)
-    )
-    return int(given.rowcount)  # type: ignore[attr-defined]
+    return db.execute(session, _GIVE_BACK, keys.given(tickets) | {"claimed_at": claimed_at}).rowcount
 
 
 def _size(count: int, duration: float, processes: int) -> int:
@@ -208,3 +161,54 @@ def _parts(group: Sequence[Message], size: int) -> Iterable[Parcel]:
         weight += own
     if part:
         yield Pack.of(part)
+
+
+# Built once.
+_sent = keys.attempts(sent_at=DateTime(timezone=True))
+_CLAIM_ALL = (
+    update(Run)
+    .where(keys.at(_sent, CLAIMABLE))
+    .values(
+        state=RunState.RUNNING,
+        worker=bindparam("a_worker"),
+        published_at=func.coalesce(Run.published_at, _sent.c.sent_at),
+        heartbeat_at=func.statement_timestamp(),
+    )
+    .returning(Run.id, Run.heartbeat_at)
+)
+
+_started = keys.attempts(started_at=DateTime(timezone=True))
+_BEGIN_ALL = (
+    update(Run)
+    .where(keys.at(_started, {RunState.RUNNING}))
+    .values(
+        started_at=func.coalesce(Run.started_at, _started.c.started_at),
+        attempt_started_at=_started.c.started_at,
+        heartbeat_at=func.statement_timestamp(),
+    )
+)
+
+_done = keys.attempts(started_at=DateTime(timezone=True), finished_at=DateTime(timezone=True), result=Text())
+_SUCCEED_ALL = (
+    update(Run)
+    .where(keys.at(_done, {RunState.RUNNING}))
+    .values(
+        state=RunState.SUCCEEDED,
+        result=cast(_done.c.result, JSONB),
+        error=null(),
+        started_at=func.coalesce(Run.started_at, _done.c.started_at),
+        attempt_started_at=_done.c.started_at,
+        finished_at=_done.c.finished_at,
+    )
+    .returning(Run.id)
+)
+
+_GIVE_BACK = (
+    update(Run)
+    .where(
+        keys.at(keys.attempts(), {RunState.RUNNING}),
+        Run.attempt_started_at.is_(None),
+        Run.heartbeat_at == bindparam("claimed_at"),
+    )
+    .values(state=RunState.PENDING, worker=None, heartbeat_at=None, published_at=None)
+)

@@ -5,7 +5,7 @@ fences out a worker that comes back from the dead. All stamps are PostgreSQL's c
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -76,53 +76,24 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
     """
     if not new:
         return set()
-    given = db.rows(
+    given = db.arrays(
         "given",
-        id=(Uuid(), [run.id for run in new]),
-        task_id=(Uuid(), [run.task.id for run in new]),
-        slot=(DateTime(timezone=True), [run.slot for run in new]),
-        trigger=(Text(), [run.trigger for run in new]),
-        missed=(Integer(), [run.missed for run in new]),
-        skipped=(Text(), [run.skipped for run in new]),
-        args=(Text(), [_json(run.args) for run in new]),
-        kwargs=(Text(), [_json(run.kwargs) for run in new]),
+        id=(run.id for run in new),
+        task_id=(run.task.id for run in new),
+        slot=(run.slot for run in new),
+        trigger=(run.trigger for run in new),
+        missed=(run.missed for run in new),
+        skipped=(run.skipped for run in new),
+        args=(_json(run.args) for run in new),
+        kwargs=(_json(run.kwargs) for run in new),
     )
-    values = {
-        Run.id: given.c.id,
-        Run.task_id: given.c.task_id,
-        Run.scheduled_for: given.c.slot,
-        Run.task_name: Task.name,
-        Run.target: Task.target,
-        Run.queue: Task.queue,
-        Run.trigger: given.c.trigger,
-        Run.missed: given.c.missed,
-        Run.args: cast(given.c.args, JSONB),
-        Run.kwargs: cast(given.c.kwargs, JSONB),
-        Run.state: case((given.c.skipped.is_(None), RunState.PENDING), else_=RunState.SKIPPED),
-        Run.reason: given.c.skipped,
-        Run.attempt: literal(1),
-        Run.fired_at: literal(now),
-        Run.finished_at: case((given.c.skipped.is_not(None), literal(now))),
-    }
-    source = select(*values.values()).join_from(given, Task, Task.id == given.c.task_id)
-    statement = upsert(Run).from_select([column.key for column in values], source)
-    return set(session.scalars(statement.on_conflict_do_nothing(constraint="uq_runs_task_slot").returning(Run.id)))
+    return set(db.execute(session, _RECORD, given | {"at": now}).scalars())
 
 
 def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
     """Notes that the broker has taken these. A run that a worker has claimed meanwhile is left alone."""
-    wanted = keys.attempts(
-        tickets,
-        sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]),
-        pack=(Uuid(), [ticket.pack for ticket in tickets]),
-    )
-    sent_at = func.coalesce(wanted.c.sent_at, func.statement_timestamp())
-    session.execute(
-        update(Run)
-        .where(keys.at(wanted, {RunState.PENDING}))
-        .values(state=RunState.QUEUED, published_at=sent_at, pack_id=wanted.c.pack)
-        .execution_options(synchronize_session=False)
-    )
+    sent_at, pack = ([getattr(ticket, name) for ticket in tickets] for name in ("sent_at", "pack"))
+    db.execute(session, _MARK_QUEUED, keys.given(tickets, sent_at=sent_at, pack=pack))
 
 
 def claim(session: Session, ticket: Ticket, worker: str) -> bool:
@@ -209,12 +180,7 @@ def cancel_waiting(session: Session, now: datetime, task_id: UUID, reason: Reaso
 
 def renew(session: Session, tickets: Sequence[Ticket]) -> None:
     """Renews the heartbeats of all runs of a worker with one statement."""
-    session.execute(
-        update(Run)
-        .where(keys.at(keys.attempts(tickets), {RunState.RUNNING}))
-        .values(heartbeat_at=func.statement_timestamp())
-        .execution_options(synchronize_session=False)
-    )
+    db.execute(session, _RENEW, keys.given(tickets))
 
 
 def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
@@ -242,12 +208,11 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
 
-def open_tasks(session: Session, task_ids: Iterable[UUID]) -> set[UUID]:
+def open_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
     """Which of these tasks have a run that is not ended."""
-    wanted = list(task_ids)
-    if not wanted:
+    if not task_ids:
         return set()
-    return set(session.scalars(select(Run.task_id).where(Run.task_id.in_(wanted), Run.state.in_(OPEN)).distinct()))
+    return set(db.execute(session, _OPEN_TASKS, db.arrays("asked", id=task_ids)).scalars())
 
 
 def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reason: Reason) -> None:
@@ -282,11 +247,10 @@ def _json(value: Any) -> str | None:
 
 def _moved(session: Session, statement: Any, ticket: Ticket, **values: Any) -> bool:
     key = {"a_run": ticket.run, "a_slot": ticket.slot, "an_attempt": ticket.attempt}
-    result = session.connection().execute(statement, key | values)
-    return result.rowcount == 1
+    return db.execute(session, statement, key | values).rowcount == 1
 
 
-# The two moves of every run, built once: building them costs more than the round trip.
+# Statements that many runs need, built once.
 _THIS = (
     Run.id == bindparam("a_run"),
     Run.scheduled_for == bindparam("a_slot"),
@@ -313,4 +277,60 @@ _SUCCEED = (
         error=null(),
         finished_at=func.statement_timestamp(),
     )
+)
+
+_given = db.rows(
+    "given",
+    id=Uuid(),
+    task_id=Uuid(),
+    slot=DateTime(timezone=True),
+    trigger=Text(),
+    missed=Integer(),
+    skipped=Text(),
+    args=Text(),
+    kwargs=Text(),
+)
+_at = bindparam("at", type_=DateTime(timezone=True))
+_NEW = {
+    Run.id: _given.c.id,
+    Run.task_id: _given.c.task_id,
+    Run.scheduled_for: _given.c.slot,
+    Run.task_name: Task.name,
+    Run.target: Task.target,
+    Run.queue: Task.queue,
+    Run.trigger: _given.c.trigger,
+    Run.missed: _given.c.missed,
+    Run.args: cast(_given.c.args, JSONB),
+    Run.kwargs: cast(_given.c.kwargs, JSONB),
+    Run.state: case((_given.c.skipped.is_(None), RunState.PENDING), else_=RunState.SKIPPED),
+    Run.reason: _given.c.skipped,
+    Run.attempt: literal(1),
+    Run.fired_at: _at,
+    Run.finished_at: case((_given.c.skipped.is_not(None), _at)),
+}
+_RECORD = (
+    upsert(Run)
+    .from_select(
+        [column.key for column in _NEW],
+        select(*_NEW.values()).join_from(_given, Task, Task.id == _given.c.task_id),
+    )
+    .on_conflict_do_nothing(constraint="uq_runs_task_slot")
+    .returning(Run.id)
+)
+
+_sent = keys.attempts(sent_at=DateTime(timezone=True), pack=Uuid())
+_MARK_QUEUED = (
+    update(Run)
+    .where(keys.at(_sent, {RunState.PENDING}))
+    .values(
+        state=RunState.QUEUED,
+        published_at=func.coalesce(_sent.c.sent_at, func.statement_timestamp()),
+        pack_id=_sent.c.pack,
+    )
+)
+_RENEW = update(Run).where(keys.at(keys.attempts(), {RunState.RUNNING})).values(heartbeat_at=func.statement_timestamp())
+
+_asked = db.rows("asked", id=Uuid())
+_OPEN_TASKS = select(_asked.c.id).where(
+    select(Run.id).where(Run.task_id == _asked.c.id, Run.state.in_(sorted(OPEN))).exists()
 )

@@ -19,7 +19,7 @@ import redis
 from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
-from sqlalchemy import Integer, SmallInteger, Uuid, select, true, tuple_, update
+from sqlalchemy import Integer, SmallInteger, Uuid, bindparam, select, true, tuple_, update
 
 from app import bell, broker, clock, db, dispatch, errors, outbox, pulse, settings
 from app.messages import Ticket
@@ -265,30 +265,17 @@ def _changed(buckets: Collection[int], share: int) -> Sequence[Any]:
     """
     if not buckets:
         return []
-    held = db.rows("held", bucket=(SmallInteger(), sorted(buckets)))
-    each = (
-        select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version)
-        .where(Task.bucket == held.c.bucket, Task.version != Task.mirrored_version)
-        .order_by(Task.next_run_at)
-        .limit(share)
-        .lateral("changed")
-    )
-    with db.transaction() as session:
-        return session.execute(select(each).select_from(held).join(each, true())).all()
+    with db.statement() as session:
+        return db.execute(session, _CHANGED, db.arrays("held", bucket=sorted(buckets)) | {"share": share}).all()
 
 
 def _mark_mirrored(rows: Sequence[Any]) -> None:
     """Notes which version was mirrored. A task that changed meanwhile has another one and is mirrored again."""
     if not rows:
         return
-    done = db.rows("done", id=(Uuid(), [row.id for row in rows]), version=(Integer(), [row.version for row in rows]))
-    with db.transaction() as session:
-        session.execute(
-            update(Task)
-            .where(Task.id == done.c.id, Task.version == done.c.version)
-            .values(mirrored_version=Task.version)
-            .execution_options(synchronize_session=False)
-        )
+    with db.statement() as session:
+        done = db.arrays("done", id=(row.id for row in rows), version=(row.version for row in rows))
+        db.execute(session, _MARK_MIRRORED, done)
 
 
 def _by_bucket(rows: Iterable[Any]) -> dict[int, list[Entry]]:
@@ -297,3 +284,20 @@ def _by_bucket(rows: Iterable[Any]) -> dict[int, list[Entry]]:
         slot = row.next_run_at if row.state == TaskState.ACTIVE else None
         by_bucket[row.bucket].append(Entry(task_id=row.id, target=row.target, slot=slot))
     return by_bucket
+
+
+# Built once.
+_held = db.rows("held", bucket=SmallInteger())
+_each = (
+    select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version)
+    .where(Task.bucket == _held.c.bucket, Task.version != Task.mirrored_version)
+    .order_by(Task.next_run_at)
+    .limit(bindparam("share"))
+    .lateral("changed")
+)
+_CHANGED = select(_each).select_from(_held).join(_each, true())
+
+_done = db.rows("done", id=Uuid(), version=Integer())
+_MARK_MIRRORED = (
+    update(Task).where(Task.id == _done.c.id, Task.version == _done.c.version).values(mirrored_version=Task.version)
+)

@@ -96,13 +96,12 @@ def tell(seen: dict[str, float]) -> None:
     """Tells everybody: at once where a target became slower, bit by bit where it became quicker."""
     if not seen:
         return
-    durations = [timedelta(seconds=seconds) for seconds in seen.values()]
-    told = db.rows("told", target=(Text(), list(seen)), duration=(Interval(), durations))
-    calmer = Target.duration + (told.c.duration - Target.duration) * FORGET
-    with db.transaction() as session:
-        session.execute(
-            update(Target)
-            .where(Target.name == told.c.target)
-            .values(duration=func.greatest(told.c.duration, calmer))
-            .execution_options(synchronize_session=False)
-        )
+    durations = (timedelta(seconds=seconds) for seconds in seen.values())
+    with db.statement() as session:
+        db.execute(session, _TELL, db.arrays("told", target=seen, duration=durations))
+
+
+# Built once.
+_told = db.rows("told", target=Text(), duration=Interval())
+_CALMER = Target.duration + (_told.c.duration - Target.duration) * FORGET
+_TELL = update(Target).where(Target.name == _told.c.target).values(duration=func.greatest(_told.c.duration, _CALMER))
