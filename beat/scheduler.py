@@ -67,8 +67,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             self.chores = Chores(broker.Publisher(), self.node.announce)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
+            sign_statements(db.engines()[0])  # before a second thread could make engines of its own at the same time
             self.chore_thread.start()
-            sign_statements(db.engines()[0])
             for thread in (threading.current_thread(), self.chore_thread):
                 self.watchdog.watch(thread)
             self.watchdog.start()
