@@ -36,7 +36,7 @@ URLS = {"PostgreSQL": "DATABASE_URL", "Redis": "REDIS_URL", "RabbitMQ": "BROKER_
 OPTIONS = {"worker": " --concurrency=2"}
 
 FAIL_POINT = "PUNCTUAL_FAIL_POINT"
-HEALTH_FILE = "PUNCTUAL_HEALTH_FILE"
+HEALTH_PATH = "PUNCTUAL_HEALTH_PATH"
 HEALTHY = timedelta(seconds=3)
 READY_WITHIN = 90.0
 BACK_WITHIN = 30.0
@@ -228,7 +228,7 @@ def running(*, sentinel: bool = False) -> Iterator[Stack]:
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
                 line = lines[kind] + OPTIONS.get(kind, "")
-                own = {HEALTH_FILE: str(_health_file(folder, name))} if kind == "beat" and _tells_health() else {}
+                own = {HEALTH_PATH: str(_health_file(folder, name))} if kind == "beat" else {}
                 stack.processes[name] = Process(name, line, env | own, folder / "logs")
         exits.callback(_stop, stack)
         for process in stack.processes.values():
@@ -241,10 +241,6 @@ def _stop(stack: Stack) -> None:
     processes.stop([process.keeper for process in stack.processes.values()], patience=STOP_WITHIN)
     for link in stack.links.values():
         link.close()
-
-
-def _tells_health() -> bool:
-    return HEALTH_FILE in Settings.model_fields
 
 
 def _health_file(folder: Path, name: str) -> Path:
