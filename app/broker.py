@@ -16,7 +16,7 @@ from uuid import UUID
 
 from celery import Celery
 from celery.app.amqp import AMQP, Queues
-from kombu import Connection, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
@@ -40,6 +40,9 @@ def queue(name: str) -> Queue:
     """The queue of that name as every process declares it. Arguments of a queue never change in place."""
     if name == DEAD_LETTERS:
         return Queue(name, exchange="", routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    if name == CALLS_QUEUE:
+        # as Celery declares a queue that it is only told the name of: other apps declare it too, see decision 16
+        return Queue(name, Exchange(name, type="direct"), routing_key=name)
     return Queue(
         name,
         exchange="",
@@ -203,7 +206,7 @@ class Publisher:
 
     def _declare(self, name: str) -> bool:
         """Whether the queue is there. One that cannot be declared takes its own messages only."""
-        if name in self.declared:
+        if name in self.declared or name in settings.load().external_queues:
             return True
         assert self.connection is not None
         try:
@@ -224,8 +227,11 @@ class Publisher:
             log.exception("run %s cannot be sent, it stays pending", message.ticket.run)
             return False
         properties = {"delivery_mode": 2, "correlation_id": headers["id"], "reply_to": ""}
+        if self.is_amqp and _is_external(message):
+            # not Celery's `expires`, for which a worker remembers the id, and refuses the next attempt too
+            properties["expiration"] = str(int(messages.EXTERNAL_GRACE.total_seconds() * 1000))
         prepared = self.channel.prepare_message(
-            payload, self._priority(message.priority), content_type, encoding, headers, properties
+            payload, self._priority(message), content_type, encoding, headers, properties
         )
         if not self.is_amqp:
             self.channel.basic_publish(prepared, exchange="", routing_key=message.queue)
@@ -245,21 +251,22 @@ class Publisher:
             soft_time_limit=message.timeout.total_seconds(),
             time_limit=(message.timeout + messages.HARD_LIMIT_GRACE).total_seconds(),
             retries=message.ticket.attempt - 1,
-            ignore_result=True,
             origin=self.origin,
+            **_answering(message) if _is_external(message) else {"ignore_result": True},
         )
         return made.body, made.headers | {messages.HEADER: message.ticket.encode()}
 
-    def _priority(self, priority: int) -> int:
+    def _priority(self, message: Message) -> int:
         """A task's priority, 0 to 9 with 5 as usual, in the transport's own terms.
 
         RabbitMQ 4 gives quorum queues two classes and counts above 4 as high; on Redis a lower number is
-        sooner.
+        sooner, and 0 is the only step that every app reads.
         """
+        priority = message.priority
         high = priority > 5  # noqa: PLR2004 - the usual one
         if self.is_amqp:
             return priority if high else min(priority, 4)
-        return 0 if high else 5
+        return 0 if high or _is_external(message) else 5
 
     def _confirm(self) -> None:
         """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
@@ -289,7 +296,26 @@ class Publisher:
         """Unroutable: the queue is gone. The broker confirms such a message all the same, right after this."""
         self.refused.add(UUID(returned.headers["id"]))
         self.declared.discard(name)
-        log.warning("queue %s is gone, it is declared again with the next batch", name)
+        if name in settings.load().external_queues:
+            log.warning("queue %s of another app is not there, its runs stay pending until it is", name)
+        else:
+            log.warning("queue %s is gone, it is declared again with the next batch", name)
+
+
+def _is_external(message: Message) -> bool:
+    return message.queue in settings.load().external_queues
+
+
+def _answering(message: Message) -> dict[str, Any]:
+    """What has another app's worker, which knows nothing of us, answer for a run."""
+    amqp = settings.load().BROKER_URL.get_secret_value().startswith("amqp")
+    # over the exchange that app needs no right to declare our queue; Redis would forget the binding
+    to = {"exchange": CALLS_QUEUE, "routing_key": CALLS_QUEUE} if amqp else {"queue": CALLS_QUEUE}
+    return {
+        "callbacks": [messages.answer_with(messages.RECORD_SUCCESS, message.ticket, to)],
+        "errbacks": [messages.answer_with(messages.RECORD_FAILURE, message.ticket, to)],
+        "ignore_result": None,  # as that app has it
+    }
 
 
 def declare() -> None:

@@ -2,13 +2,14 @@
 
 import base64
 import binascii
+import contextlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app import errors
@@ -40,6 +41,18 @@ def task(session: Session, task_id: UUID) -> Task:
     if found is None:
         raise errors.NotFound("There is no such task.")
     return found
+
+
+def task_id(session: Session, key: str) -> UUID:
+    """The id of the task that has this id or, else, this name. Raises NotFound."""
+    meant: ColumnElement[bool] = Task.name == key
+    with contextlib.suppress(ValueError):
+        meant |= Task.id == UUID(key)
+    query = select(Task.id).where(Task.state != TaskState.DELETED, meant).order_by(Task.name == key).limit(1)
+    named = session.scalars(query).one_or_none()
+    if named is None:
+        raise errors.NotFound("There is no such task.")
+    return named
 
 
 def tasks(

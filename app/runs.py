@@ -4,7 +4,7 @@ A move names the run, its slot (which finds the partition) and, from the claim o
 fences out a worker that comes back from the dead. All stamps are PostgreSQL's clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -107,7 +107,14 @@ def succeed(session: Session, ticket: Ticket, result: Any) -> bool:
     return _moved(session, _SUCCEED, ticket, a_result=result)
 
 
-def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any], draw: float) -> RunState | None:
+def fail(
+    session: Session,
+    ticket: Ticket,
+    reason: Reason,
+    error: dict[str, Any],
+    draw: float,
+    states: Collection[RunState] = (RunState.RUNNING,),
+) -> RunState | None:
     """Records a failed attempt: the run waits for the next one, or has failed for good where none is left.
 
     `draw` in [0, 1) is the jitter's. Returns the new state; None: this attempt was superseded.
@@ -116,7 +123,7 @@ def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any]
     task = session.scalars(
         select(Task)
         .join(Run, Task.id == Run.task_id)
-        .where(*_fence(ticket), Run.state == RunState.RUNNING)
+        .where(*_fence(ticket), Run.state.in_(states))
         .with_for_update(of=Run)
     ).one_or_none()
     if task is None:
@@ -129,10 +136,10 @@ def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any]
         draw=draw,
     )
     # an attempt that never came to its end by its own doing is tried again at once
-    return _end_attempt(session, ticket, task, reason, error, delay=timedelta(0) if reason == Reason.LOST else delay)
+    return end_attempt(session, ticket, task, reason, error, delay=timedelta(0) if reason == Reason.LOST else delay)
 
 
-def _end_attempt(
+def end_attempt(
     session: Session, ticket: Ticket, task: Task, reason: Reason, error: dict[str, Any], *, delay: timedelta
 ) -> RunState:
     """Ends an attempt whose row this transaction has locked: the next one follows, or the run has failed."""
@@ -190,7 +197,7 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()
-    ended = [_end_attempt(session, _ticket(run), task, Reason.LOST, LOST, delay=timedelta(0)) for run, task in lost]
+    ended = [end_attempt(session, ticket_of(run), task, Reason.LOST, LOST, delay=timedelta(0)) for run, task in lost]
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
 
@@ -228,7 +235,7 @@ def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reaso
     session.execute(insert(Attempt).from_select(columns, past))
 
 
-def _ticket(run: Run) -> Ticket:
+def ticket_of(run: Run) -> Ticket:
     return Ticket(task=run.task_id, run=run.id, slot=run.scheduled_for, attempt=run.attempt)
 
 

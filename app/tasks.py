@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import dispatch, errors, policies, runs, schedules, settings
+from app.messages import DEFAULT_QUEUE
 from app.models import Run, Target, Task
 from app.states import Reason, TaskState, Trigger
 
@@ -70,6 +71,7 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
         if was_one_time != _is_one_time(task.schedule) and "window" not in fields.get("catchup", {}):
             task.catchup_window = None
         _default_window(task)
+        _route(task, fields)
         if fields.keys() & TIMING:
             _retime(task, now)
         _touch(task, now)
@@ -162,8 +164,21 @@ def _new(now: datetime, fields: Fields) -> Task:
         mirrored_version=0,
     )
     _default_window(task)
+    _route(task, fields)
     _retime(task, now)
     return task
+
+
+def _route(task: Task, fields: Fields) -> None:
+    """A target of another app goes to that app's queue, whatever was given; nothing else goes there."""
+    config = settings.load()
+    theirs = config.external_queue(task.target)
+    if theirs:
+        task.queue = theirs
+    elif task.queue in config.external_queues:
+        if "queue" in fields:
+            raise errors.Invalid(errors={"queue": ["This queue is another app's: only its own targets go there."]})
+        task.queue = DEFAULT_QUEUE
 
 
 def _default_window(task: Task) -> None:
@@ -266,7 +281,7 @@ def _check_targets(session: Session, targets: Sequence[str], shape: Any) -> None
     unknown = {
         index: {"target": [f"No worker offers {target!r}. GET /targets lists what can be called."]}
         for index, target in enumerate(targets)
-        if target not in known
+        if target not in known and not settings.load().external_queue(target)
     }
     if unknown:
         raise errors.Invalid(errors=shape(unknown))

@@ -12,12 +12,15 @@ from app.broker import celery_app, declare
 from workers.execution import RecordedTask
 from workers.heartbeat import Clerk, Heartbeat
 
-BUILT_IN = ("workers.targets.debug", "workers.targets.http")
+BUILT_IN = ("workers.calls", "workers.targets.debug", "workers.targets.http")
 
 celery_app.task_cls = RecordedTask
 celery_app.conf.update(
     imports=(*BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
     worker_consumer="workers.consumer:PatientConsumer",
+    # whoever calls is answered; the messages of runs say that they want no answer
+    result_backend="rpc://",
+    task_ignore_result=False,
 )
 
 # what happens to running tasks when the connection is lost is set on purpose, see app/broker.py
