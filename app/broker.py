@@ -33,6 +33,9 @@ REDIS_REDELIVERY = 6 * 3600
 """Seconds after which the Redis transport hands an unacknowledged message out again, finished or not. A run that
 was lost with its worker is sent again by the chores in seconds; an ordinary Celery call waits this long."""
 
+SAY_AGAIN = 60.0
+"""Seconds between two complaints about the same queue of another app."""
+
 log = logging.getLogger(__name__)
 
 
@@ -149,6 +152,7 @@ class Publisher:
         self.tag = 0
         self.unconfirmed: dict[int, Message] = {}
         self.refused: set[UUID] = set()
+        self.silent_until: dict[str, float] = {}
 
     @cached_property
     def is_amqp(self) -> bool:
@@ -297,7 +301,9 @@ class Publisher:
         self.refused.add(UUID(returned.headers["id"]))
         self.declared.discard(name)
         if name in settings.load().external_queues:
-            log.warning("queue %s of another app is not there, its runs stay pending until it is", name)
+            if time.monotonic() > self.silent_until.get(name, 0):
+                log.warning("queue %s of another app is not there, its runs stay pending until it is", name)
+                self.silent_until[name] = time.monotonic() + SAY_AGAIN
         else:
             log.warning("queue %s is gone, it is declared again with the next batch", name)
 

@@ -21,6 +21,9 @@ CALLS_EVERY = 5
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 """Seconds between tries to reach the broker."""
 
+NAMED = {"content_type", "content_encoding", "application_headers", "priority"}
+"""Properties of a message that kombu gives by names of their own."""
+
 ABOUT_THE_MESSAGE = (LookupError, TypeError, ValueError, AttributeError)
 """What a message that a stranger sent makes Celery stumble over."""
 
@@ -129,8 +132,9 @@ def _copy(message: Any, queue: str) -> None:
     channel = message.channel
     # the consumer's loop must not wait for a confirm within itself; the broker takes the copy before the ack
     publish = getattr(channel, "_basic_publish", channel.basic_publish)
+    others = {name: value for name, value in message.properties.items() if name not in NAMED}
     copy = channel.prepare_message(
-        message.body, 0, message.content_type, message.content_encoding, message.headers, dict(message.properties)
+        message.body, 0, message.content_type, message.content_encoding, message.headers, others
     )
     publish(copy, exchange="", routing_key=queue)
 

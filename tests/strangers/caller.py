@@ -10,25 +10,27 @@ app = Celery("caller", broker=os.environ["BROKER_URL"], backend="rpc://")
 app.conf.broker_transport_options = json.loads(os.environ.get("BROKER_TRANSPORT_OPTIONS", "{}"))
 
 
-def ask(name, **given):
+def ask(call, **given):
     """Calls Punctual and waits for its answer."""
-    return app.send_task(f"punctual.{name}", kwargs=given, queue="punctual").get(timeout=10)
+    return app.send_task(call, kwargs=given, queue="punctual").get(timeout=10)
 
 
 def remind(name, target):
     """Registers a reminder; to call this again registers nothing new."""
     schedule = {"type": "cron", "expression": "0 9 * * MON-FRI", "timezone": "Europe/Paris"}
-    return ask("create_task", name=name, target=target, schedule=schedule, idempotency_key=f"caller:{name}")
+    key = f"caller:{name}"
+    return ask("punctual.create_task", name=name, target=target, schedule=schedule, idempotency_key=key)
 
 
 def main():
     """Registers, reads back, and is told what is wrong."""
-    registered = remind("coffee", "debug.echo")
+    answers = {"registered": remind("coffee", "debug.echo")["id"]}
+    answers["read"] = ask("punctual.get_task", task="coffee")
     try:
         remind("tea", "no.such.target")
     except ValueError as exc:
-        refused = repr(exc)
-    print(json.dumps({"registered": registered["id"], "read": ask("get_task", task="coffee"), "refused": refused}))
+        answers["refused"] = repr(exc)
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":
