@@ -1,15 +1,21 @@
 """Apps of other people on the same broker, as real processes: one calls us, one is called."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import httpx
 import pytest
+from amqp.exceptions import AccessRefused
 from celery import Celery
-from kombu import Queue
-from stores import ROOT, poll
+from kombu import Connection, Queue
+from stores import ROOT, need, poll
 from test_workers import channel, headers, is_amqp, send, take
 
 STRANGERS = ROOT / "tests/strangers"
@@ -70,6 +76,29 @@ def restart(stack, processes, **env):
     if ("beat", 2) in stack.processes:
         stack.stop("beat", 2)
     stack.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def confined(stack):
+    """The broker's address for a user who may do what the documentation says, and nothing else."""
+    need("RabbitMQ", there=is_amqp(stack))
+    need("rabbitmqctl and the right to use it", there=shutil.which("rabbitmqctl"))
+    commands = re.search(r"<!-- permissions -->\n```sh\n(.*?)```", (ROOT / "docs/celery.md").read_text(), re.DOTALL)[1]
+    url = urlsplit(stack.env["BROKER_URL"])
+    user, vhost = f"billing{uuid4().hex[:8]}", unquote(url.path[1:]) or "/"
+    env = os.environ | {"PASSWORD": "a-password", "VHOST": vhost}
+    made = subprocess.run(
+        ["bash", "-ec", commands.replace(" billing ", f" {user} ")],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    need(f"rabbitmqctl that works: {made.stderr}", there=made.returncode == 0)
+    try:
+        yield url._replace(netloc=f"{user}:a-password@{url.hostname}:{url.port or 5672}").geturl()
+    finally:
+        subprocess.run(["rabbitmqctl", "delete_user", user], check=True, capture_output=True)
 
 
 @contextmanager
@@ -175,3 +204,65 @@ def test_another_apps_target_runs_there_and_its_answer_is_recorded(stack, billin
     read = stack.api.get(f"/runs/{run['id']}").json()
     assert [attempt["outcome"] for attempt in read["attempts"]] == ["failed", "failed"]
     assert run["id"] in read["error"]["message"]
+
+
+def test_an_app_with_no_more_rights_than_it_needs_calls_and_is_called(stack, confined, strangers_env, tmp_path):
+    env = strangers_env | {"BROKER_URL": confined}
+    with (
+        knowing(stack, "billing.*@billing"),
+        serving(env, tmp_path / "billing.log"),
+        Celery("billing", broker=confined, backend="rpc://", set_as_current=False) as app,
+    ):
+        app.conf.task_default_queue = "billing"
+
+        def ask(name, **given):
+            sent = app.send_task(f"punctual.{name}", kwargs=given, exchange="punctual", routing_key="punctual")
+            return sent.get(timeout=15)
+
+        fields = {"target": "billing.charge", "schedule": {"type": "now"}, "args": ["anna"]}
+        good = ask("create_task", **fields, kwargs={"cents": 1})
+        bad = ask("create_task", **fields, kwargs={"cents": -1})
+        assert [stack.ended(task)[0]["state"] for task in (good, bad)] == ["succeeded", "failed"]
+        app.backend.result_consumer.stop()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda to: to.basic_get("default"),
+        lambda to: to.basic_get("punctual"),
+        lambda to: to.queue_delete("punctual"),
+        lambda to: to.queue_declare("default", durable=True, auto_delete=False),
+        lambda to: to.queue_purge("default"),
+        lambda to: publish(to, "", "default"),
+        lambda to: publish(to, "", "punctual"),
+        lambda to: publish(to, "celery.pidbox", ""),
+        lambda to: to.queue_bind("billing.spy", exchange="celeryev", routing_key="#"),
+    ],
+    ids=["take a run", "take a call", "delete", "declare", "purge", "forge a run", "send", "command", "watch"],
+)
+def test_a_confined_app_may_do_nothing_else(stack, confined, what):
+    with Connection(confined) as connection:
+        to = connection.default_channel
+        to.queue_declare("billing.spy", durable=True, auto_delete=False)
+        with pytest.raises(AccessRefused):
+            what(to)
+        connection.default_channel.queue_delete("billing.spy")
+
+
+def publish(to, exchange, routing_key):
+    to.basic_publish_confirm(to.prepare_message(b"[[], {}, {}]"), exchange=exchange, routing_key=routing_key)
+
+
+def test_a_queue_of_calls_that_is_somebody_elses_making_stops_no_run(stack, task_of, ask):
+    need("RabbitMQ", there=is_amqp(stack))
+    stack.stop("worker")
+    with channel(stack) as to:
+        to.queue_delete("punctual")
+        to.queue_declare("punctual", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+        stack.start("worker")
+        [run] = stack.ended(task_of(schedule={"type": "now"}), within=20)
+        assert run["state"] == "succeeded"
+        assert "queue punctual cannot be consumed" in stack.tail("worker")
+        to.queue_delete("punctual")
+    assert ask("get_run", run=run["id"])["id"] == run["id"]
