@@ -175,9 +175,12 @@ def test_a_call_that_wants_no_answer_is_done_all_the_same(stack):
     assert stack.api.delete(f"/tasks/{task['id']}").status_code == httpx.codes.NO_CONTENT
 
 
-def test_a_target_can_be_called_directly_and_answers(app, stack):
-    queue = Queue("default", no_declare=True)  # its arguments are ours
+@pytest.mark.parametrize("queue", ["punctual", Queue("default", no_declare=True)], ids=["calls", "default"])
+def test_a_target_can_be_called_directly_and_answers_or_raises(app, stack, queue):
     assert app.send_task("debug.echo", args=[1], queue=queue).get(timeout=15) == {"args": [1], "kwargs": {}}
+    with pytest.raises(RuntimeError, match="fails, as asked"):
+        app.send_task("debug.fail", queue=queue).get(timeout=15)
+    assert not [run for run in stack.api.get("/runs").json()["items"] if run["target"] == "debug.fail"]
 
 
 def test_a_call_that_cannot_be_read_is_parked_and_not_lost(stack):

@@ -1,14 +1,17 @@
 """Calls from other apps, in this process, on a real PostgreSQL: what they do, say and repeat."""
 
 import json
+import re
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
 from celery.exceptions import Reject
 from sqlalchemy import func, select
+from stores import ROOT
 
 from app import broker, db
+from app.messages import RECORD_FAILURE, RECORD_SUCCESS
 from app.models import Answer, Run, Target, Task
 from workers import calls, heartbeat
 
@@ -148,7 +151,9 @@ def test_calls_are_offered_as_no_targets(database):
         assert not list(session.scalars(select(Target.name).where(Target.name.startswith("punctual."))))
 
 
-def test_each_call_is_registered_under_its_name():
+def test_the_documentation_lists_each_call_and_what_each_raises():
+    page = (ROOT / "docs/celery.md").read_text()
     ours = {name for name in broker.celery_app.tasks if name.startswith("punctual.")}
-    names = "create_task change_task pause_task resume_task delete_task run_task get_task get_run"
-    assert ours >= {f"punctual.{name}" for name in [*names.split(), "record_success", "record_failure"]}
+    assert set(re.findall(r"^\| `(punctual\.\w+)` \|", page, re.MULTILINE)) == ours - {RECORD_SUCCESS, RECORD_FAILURE}
+    shown = dict(re.findall(r"^\| `(\w+Error)` \| (\d+):", page, re.MULTILINE))
+    assert shown == {raised.__name__: str(error.status) for error, raised in calls.RAISED.items()}
