@@ -20,8 +20,8 @@ from kombu import Connection, Exchange, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
-from app import errors, messages, settings
-from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message
+from app import errors, failpoints, messages, settings
+from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message, Pack, Parcel
 
 CONFIRM_TIMEOUT = 3.0
 """Seconds in which the broker must confirm a batch."""
@@ -75,7 +75,8 @@ class _AMQP(AMQP):  # type: ignore[misc]
 
 def _transport_options(url: str) -> dict[str, Any]:
     if url.startswith("amqp"):
-        return {"confirm_publish": True, "read_timeout": 30, "write_timeout": 5}
+        # without confirms, but for what Publisher sends: a worker's loop would wait for one at each flush of its events
+        return {"read_timeout": 30, "write_timeout": 5}
     return {
         "visibility_timeout": REDIS_REDELIVERY,
         "global_keyprefix": "punctual:broker:",
@@ -150,7 +151,7 @@ class Publisher:
         self.channel: Any = None
         self.declared: set[str] = set()
         self.tag = 0
-        self.unconfirmed: dict[int, Message] = {}
+        self.unconfirmed: dict[int, Parcel] = {}
         self.refused: set[UUID] = set()
         self.silent_until: dict[str, float] = {}
 
@@ -158,24 +159,25 @@ class Publisher:
     def is_amqp(self) -> bool:
         return settings.load().BROKER_URL.get_secret_value().startswith("amqp")
 
-    def publish(self, batch: Sequence[Message]) -> list[Message]:
-        """Sends the batch; returns the messages that the broker has confirmed. Never raises: what is not
+    def publish(self, batch: Sequence[Parcel]) -> list[Parcel]:
+        """Sends the batch; returns the parcels that the broker has confirmed. Never raises: what is not
         returned was perhaps sent, perhaps not, and stands as pending until it is sent again."""
-        sent: list[Message] = []
+        sent: list[Parcel] = []
         try:
             self._open()
-            there = {name: self._declare(name) for name in {message.queue for message in batch}}
-            for message in batch:
-                if there[message.queue] and self._send(message):
-                    sent.append(message)  # noqa: PERF401 - what went out before an error must be known
+            there = {name: self._declare(name) for name in {parcel.queue for parcel in batch}}
+            for parcel in batch:
+                if there[parcel.queue] and self._send(parcel):
+                    sent.append(parcel)  # noqa: PERF401 - what went out before an error must be known
+            failpoints.reached("published")
             self._confirm()
         except Exception as exc:  # noqa: BLE001 - the chore publish_pending sends again what stays pending
             log.warning("publishing failed, the runs stay pending and are sent again: %r", exc)
-            unsure = {message.ticket.run for message in self.unconfirmed.values()}
+            unsure = {parcel.id for parcel in self.unconfirmed.values()}
             refused = self.refused
             self.close()
-            return [message for message in sent if message.ticket.run not in unsure | refused]
-        return [message for message in sent if message.ticket.run not in self.refused]
+            return [parcel for parcel in sent if parcel.id not in unsure | refused]
+        return [parcel for parcel in sent if parcel.id not in self.refused]
 
     def close(self) -> None:
         """Drops the channel with its connection: after an error a late ack could confirm the wrong message."""
@@ -201,7 +203,6 @@ class Publisher:
         channel = self.connection.channel()
         self.tag = 0
         if self.is_amqp:
-            channel.basic_publish = channel._basic_publish  # noqa: SLF001 - without its own waiting for any ack
             channel.confirm_select()
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)
@@ -222,27 +223,27 @@ class Publisher:
         self.declared.add(name)
         return True
 
-    def _send(self, message: Message) -> bool:
+    def _send(self, parcel: Parcel) -> bool:
         """Whether it went out. One that cannot be put into words is left behind, its neighbours go."""
         try:
-            body, headers = self._envelope(message)
+            body, headers = self._pack(parcel) if isinstance(parcel, Pack) else self._envelope(parcel)
             content_type, encoding, payload = dumps(body, serializer="json")
         except (EncodeError, TypeError, ValueError):
-            log.exception("run %s cannot be sent, it stays pending", message.ticket.run)
+            log.exception("%s cannot be sent, it stays pending", parcel.id)
             return False
         properties = {"delivery_mode": 2, "correlation_id": headers["id"], "reply_to": ""}
-        if self.is_amqp and _is_external(message):
+        if self.is_amqp and _is_external(parcel):
             # not Celery's `expires`, for which a worker remembers the id, and refuses the next attempt too
             properties["expiration"] = str(int(messages.EXTERNAL_GRACE.total_seconds() * 1000))
         prepared = self.channel.prepare_message(
-            payload, self._priority(message), content_type, encoding, headers, properties
+            payload, self._priority(parcel), content_type, encoding, headers, properties
         )
         if not self.is_amqp:
-            self.channel.basic_publish(prepared, exchange="", routing_key=message.queue)
+            self.channel.basic_publish(prepared, exchange="", routing_key=parcel.queue)
             return True
         self.tag += 1
-        self.unconfirmed[self.tag] = message
-        self.channel.basic_publish(prepared, exchange="", routing_key=message.queue, mandatory=True)
+        self.unconfirmed[self.tag] = parcel
+        self.channel.basic_publish(prepared, exchange="", routing_key=parcel.queue, mandatory=True)
         return True
 
     def _envelope(self, message: Message) -> tuple[Any, dict[str, Any]]:
@@ -260,17 +261,34 @@ class Publisher:
         )
         return made.body, made.headers | {messages.HEADER: message.ticket.encode()}
 
-    def _priority(self, message: Message) -> int:
+    def _pack(self, pack: Pack) -> tuple[Any, dict[str, Any]]:
+        """The body and headers of a Celery message that carries many runs. Each of them has a soft limit of its own,
+        which its worker sets; the last one to begin bounds the whole."""
+        longest = messages.BEGIN_WITHIN + pack.timeout + messages.HARD_LIMIT_GRACE
+        shown = f"{len(pack.messages)} runs of {pack.target}"
+        made = self.app.amqp.as_task_v2(
+            str(pack.id),
+            messages.PACK,
+            [pack.encode()],
+            time_limit=longest.total_seconds(),
+            ignore_result=True,
+            origin=self.origin,
+            argsrepr=shown,
+            kwargsrepr="{}",
+        )
+        return made.body, made.headers
+
+    def _priority(self, parcel: Parcel) -> int:
         """A task's priority, 0 to 9 with 5 as usual, in the transport's own terms.
 
         RabbitMQ 4 gives quorum queues two classes and counts above 4 as high; on Redis a lower number is
         sooner, and 0 is the only step that every app reads.
         """
-        priority = message.priority
+        priority = parcel.priority
         high = priority > 5  # noqa: PLR2004 - the usual one
         if self.is_amqp:
             return priority if high else min(priority, 4)
-        return 0 if high or _is_external(message) else 5
+        return 0 if high or _is_external(parcel) else 5
 
     def _confirm(self) -> None:
         """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
@@ -282,18 +300,18 @@ class Publisher:
             assert self.connection is not None
             self.connection.drain_events(timeout=left)
 
-    def _settled(self, tag: int, multiple: bool) -> Iterator[Message]:  # noqa: FBT001 - the protocol's own word
+    def _settled(self, tag: int, multiple: bool) -> Iterator[Parcel]:  # noqa: FBT001 - the protocol's own word
         for settled in [t for t in self.unconfirmed if t <= tag] if multiple else [tag]:
-            message = self.unconfirmed.pop(settled, None)
-            if message is not None:
-                yield message
+            parcel = self.unconfirmed.pop(settled, None)
+            if parcel is not None:
+                yield parcel
 
     def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
         for _ in self._settled(tag, multiple):
             pass
 
     def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
-        self.refused |= {message.ticket.run for message in self._settled(tag, multiple)}
+        self.refused |= {parcel.id for parcel in self._settled(tag, multiple)}
         log.warning("the broker refused messages, their runs stay pending")
 
     def _on_return(self, _exc: Exception, _exchange: str, name: str, returned: Any) -> None:
@@ -308,8 +326,8 @@ class Publisher:
             log.warning("queue %s is gone, it is declared again with the next batch", name)
 
 
-def _is_external(message: Message) -> bool:
-    return message.queue in settings.load().external_queues
+def _is_external(parcel: Parcel) -> bool:
+    return parcel.queue in settings.load().external_queues
 
 
 def _answering(message: Message) -> dict[str, Any]:

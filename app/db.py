@@ -27,7 +27,7 @@ PATIENCE = 6.0
 """Seconds that a transaction may take, waiting for the server included. None of ours comes near."""
 
 LIBPQ_OPTIONS = (
-    "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
+    "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=4000 -c timezone=UTC"
 )
 
 

@@ -13,17 +13,17 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Integer, Text, Uuid, select, update
+from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, outbox, policies, runs, schedules
-from app.messages import Message
+from app import db, errors, failpoints, outbox, packs, policies, runs, schedules
+from app.messages import Message, Parcel, Ticket
 from app.models import Task
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger
 
@@ -37,7 +37,7 @@ MAX_RUNS = 5_000
 
 INSTANT = timedelta(microseconds=1)
 
-Publish = Callable[[Sequence[Message]], list[Message]]
+Publish = Callable[[Sequence[Parcel]], list[Parcel]]
 """Sends a batch and returns what was confirmed: `broker.Publisher.publish`."""
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,12 @@ AFTER: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fired:
-    """What one firing did: the messages to send, and when each task that was looked at is next due."""
+    """What one firing did: the messages to send, when each task that was looked at is next due, and what of it the
+    broker has confirmed."""
 
     messages: list[Message]
     next_run_at: dict[UUID, datetime | None]
+    sent: list[Ticket] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +107,16 @@ class _Plan:
 
 
 def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
-    """The alarm path: fires those of `task_ids` that are due and that nobody else is firing."""
+    """The alarm path: fires those of `task_ids` that are due and that nobody else is firing.
+
+    What was confirmed is not marked yet, see `mark_queued`: in a burst that waits until all is sent, when most of it
+    has been claimed and needs no mark any more.
+    """
     with db.transaction() as session:
-        fired = record_due(session, db.now(session), task_ids)
-    send(publish, fired.messages)
-    return fired
+        now, read_at = db.now(session), time.monotonic()
+        fired = record_due(session, now, task_ids)
+    sent_at = now + timedelta(seconds=time.monotonic() - read_at)
+    return replace(fired, sent=publish_all(publish, [message.stamped(sent_at) for message in fired.messages]))
 
 
 def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fired:
@@ -136,7 +143,11 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     """
     if not task_ids:
         return Fired(messages=[], next_run_at={})
-    rows = session.execute(select(*COLUMNS).where(Task.id.in_(task_ids)).with_for_update(skip_locked=True)).all()
+    rows = session.execute(
+        select(*COLUMNS)
+        .where(Task.id == any_(bindparam(None, list(task_ids), type_=ARRAY(Uuid()))))
+        .with_for_update(skip_locked=True)
+    ).all()
     due = [row for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
     plans, poisoned = _plans(due, now)
     _set_aside(session, now, poisoned)
@@ -154,13 +165,26 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
 
 def send(publish: Publish, batch: Sequence[Message]) -> int:
     """Sends messages whose runs are committed, and marks the confirmed ones queued. Returns their number."""
-    if not batch:
-        return 0
-    confirmed = publish(batch)
-    if confirmed:
-        with db.transaction() as session:
-            runs.mark_queued(session, [message.ticket for message in confirmed])
+    confirmed = publish_all(publish, batch)
+    mark_queued(confirmed)
     return len(confirmed)
+
+
+def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Ticket]:
+    """Sends messages whose runs are committed, in packs where they may; returns the tickets that are confirmed."""
+    if not batch:
+        return []
+    failpoints.reached("fired")
+    confirmed = publish(packs.pack(batch, packs.pace()) if packs.is_worth_it(batch) else batch)
+    failpoints.reached("confirmed")
+    return [ticket for parcel in confirmed for ticket in parcel.tickets]
+
+
+def mark_queued(tickets: Sequence[Ticket]) -> None:
+    """Notes what the broker has taken, so that nobody sends it again."""
+    if tickets:
+        with db.transaction() as session:
+            runs.mark_queued(session, tickets)
 
 
 def timetable(task: Any, now: datetime) -> schedules.Timetable:
@@ -182,12 +206,14 @@ def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, s
     """
     plans: list[_Plan] = []
     poisoned: dict[UUID, str] = {}
+    count = 0
     end = time.monotonic() + PLANNING
     for task in due:
-        if time.monotonic() > end or sum(len(plan.due) for plan in plans) > MAX_RUNS:
+        if time.monotonic() > end or count > MAX_RUNS:
             break
         try:
             plans.append(_plan(task, now))
+            count += len(plans[-1].due)
         except (errors.Invalid, ValueError, OverflowError) as exc:
             log.exception("task %s cannot be planned, it is paused", task.id)
             poisoned[task.id] = f"Paused by Punctual: its slots cannot be computed: {exc}"

@@ -7,10 +7,11 @@ attempt's number fences out the late answer of an earlier attempt.
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, null, select, update
+from sqlalchemy import DateTime, Text, cast, func, literal, null, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import runs, settings
+from app import keys, runs, settings
 from app.messages import EXTERNAL_GRACE, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, Reason, RunState
@@ -18,10 +19,10 @@ from app.states import CLAIMABLE, Reason, RunState
 BATCH = 500
 
 
-def succeed(session: Session, ticket: Ticket, result: Any, worker: str | None) -> bool:
-    """Records the result that another app returned. False: the run is none of its, ended, or at another attempt."""
+def succeed(session: Session, ticket: Ticket, result: str | None, worker: str | None) -> bool:
+    """Records the result that another app returned, as JSON. False: the run is none of its, ended, or superseded."""
     ended = {"state": RunState.SUCCEEDED, "reason": null(), "error": null(), "finished_at": func.statement_timestamp()}
-    return _move(session, ticket, worker=worker, result=result, **ended)
+    return _move(session, ticket, worker=worker, result=cast(literal(result, Text()), JSONB), **ended)
 
 
 def fail(session: Session, ticket: Ticket, worker: str | None, draw: float) -> RunState | None:
@@ -51,7 +52,7 @@ def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .with_for_update(of=Run, skip_locked=True)
     ).all()
     ended = [
-        runs.end_attempt(session, runs.ticket_of(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
+        runs.end_attempt(session, keys.ticket(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
         for run, task in silent
     ]
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
@@ -68,11 +69,11 @@ def _silence(run: Run) -> dict[str, Any]:
 
 def _move(session: Session, ticket: Ticket, **values: Any) -> bool:
     """Changes a run of another app that waits for its answer; a ticket of one of our own runs opens nothing."""
+    sent_at = literal(ticket.sent_at, DateTime(timezone=True))  # the answer may come before the row says so
     moved = session.execute(
         update(Run)
-        .where(Run.id == ticket.run, Run.scheduled_for == ticket.slot, Run.attempt == ticket.attempt)
-        .where(Run.state.in_(CLAIMABLE), Run.queue.in_(settings.load().external_queues))
-        .values(values)
+        .where(*keys.fence(ticket), Run.state.in_(CLAIMABLE), Run.queue.in_(settings.load().external_queues))
+        .values(published_at=func.coalesce(Run.published_at, sent_at), **values)
         .returning(Run.id)
         .execution_options(synchronize_session=False)
     )

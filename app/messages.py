@@ -1,13 +1,16 @@
 """What travels over the broker: names, the header that ties a message to its run, and nothing else."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 HEADER = "punctual"
 """The message header that holds the ticket. A message without it is an ordinary Celery call, unrecorded."""
+
+PACK = "punctual.pack"
+"""The Celery task that works through a pack. Its one argument is what `Pack.encode` makes."""
 
 DEFAULT_QUEUE = "default"
 CALLS_QUEUE = "punctual"
@@ -26,6 +29,10 @@ EXTERNAL_GRACE = timedelta(seconds=30)
 attempt that it stands for."""
 
 
+BEGIN_WITHIN = timedelta(seconds=2)
+"""After the claim of a pack none of its runs begins later than this."""
+
+
 class TicketError(ValueError):
     """The header is there but cannot be read; `raw` is what it held."""
 
@@ -42,6 +49,10 @@ class Ticket:
     run: UUID
     slot: datetime
     attempt: int
+    sent_at: datetime | None = field(default=None, compare=False)
+    """When it was handed to the broker, by PostgreSQL's clock, where the run's row did not know it yet."""
+    pack: UUID | None = field(default=None, compare=False)
+    """The pack that it was sent in. Known to the sender alone."""
 
     def encode(self) -> dict[str, Any]:
         return {
@@ -49,6 +60,7 @@ class Ticket:
             "run": str(self.run),
             "slot": self.slot.astimezone(UTC).isoformat(),
             "attempt": self.attempt,
+            "sent_at": self.sent_at.isoformat() if self.sent_at else None,
         }
 
     @classmethod
@@ -57,14 +69,24 @@ class Ticket:
         if not isinstance(raw, Mapping):
             raise TicketError(raw)
         try:
+            sent_at = raw.get("sent_at")
             return cls(
                 task=UUID(raw["task"]),
                 run=UUID(raw["run"]),
                 slot=datetime.fromisoformat(raw["slot"]),
                 attempt=int(raw["attempt"]),
+                sent_at=datetime.fromisoformat(sent_at) if sent_at else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise TicketError(raw) from exc
+
+    @classmethod
+    def read(cls, raw: object) -> "Ticket | None":
+        """The ticket, or None where there is none that can be read."""
+        try:
+            return cls.decode(raw)
+        except TicketError:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +100,91 @@ class Message:
     args: list[Any]
     kwargs: dict[str, Any]
     timeout: timedelta
+
+    @property
+    def id(self) -> UUID:
+        return self.ticket.run
+
+    @property
+    def messages(self) -> tuple["Message", ...]:
+        """What it carries, as for a pack."""
+        return (self,)
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """As for a pack."""
+        return [self.ticket]
+
+    def stamped(self, sent_at: datetime) -> "Message":
+        """The same, with the time of its sending."""
+        return replace(self, ticket=replace(self.ticket, sent_at=sent_at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Several runs of one target, queue and priority, in one message."""
+
+    id: UUID
+    messages: tuple[Message, ...]
+
+    @property
+    def target(self) -> str:
+        return self.messages[0].target
+
+    @property
+    def queue(self) -> str:
+        return self.messages[0].queue
+
+    @property
+    def priority(self) -> int:
+        return self.messages[0].priority
+
+    @property
+    def timeout(self) -> timedelta:
+        """The longest that one of its runs may take."""
+        return max(message.timeout for message in self.messages)
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> "Pack":
+        return cls(id=uuid4(), messages=tuple(messages))
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """The tickets of its runs, which say that they were sent in it."""
+        return [replace(message.ticket, pack=self.id) for message in self.messages]
+
+    def encode(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "target": self.target,
+            "queue": self.queue,
+            "priority": self.priority,
+            "runs": [
+                [message.ticket.encode(), message.args, message.kwargs, message.timeout.total_seconds()]
+                for message in self.messages
+            ],
+        }
+
+    @classmethod
+    def decode(cls, raw: object) -> "Pack":
+        """Raises TicketError where `raw` is not what `encode` made."""
+        if not isinstance(raw, Mapping):
+            raise TicketError(raw)
+        try:
+            common = {name: raw[name] for name in ("target", "queue", "priority")}
+            messages = [
+                Message(
+                    ticket=Ticket.decode(ticket), args=args, kwargs=kwargs, timeout=timedelta(seconds=timeout), **common
+                )
+                for ticket, args, kwargs, timeout in raw["runs"]
+            ]
+            return cls(id=UUID(raw["id"]), messages=tuple(messages))
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise TicketError(raw) from exc
+
+
+Parcel = Message | Pack
+"""What one message of the broker carries."""
 
 
 def answer_with(name: str, ticket: Ticket, options: Mapping[str, Any]) -> dict[str, Any]:

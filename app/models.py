@@ -99,8 +99,8 @@ class Task(Base):
         _one_of("catchup_policy", states.Catchup),
         Index("uq_tasks_name", "name", unique=True, postgresql_where=text("state <> 'deleted'")),
         # what is due, soonest first: the audit path, and the rebuild of the entries
-        Index("ix_tasks_due", "next_run_at", postgresql_where=text("state = 'active'")),
-        Index("ix_tasks_unmirrored", "bucket", postgresql_where=text("version <> mirrored_version")),
+        Index("ix_tasks_due", "next_run_at", "id", postgresql_where=text("state = 'active'")),
+        Index("ix_tasks_unmirrored", "bucket", "next_run_at", postgresql_where=text("version <> mirrored_version")),
         # the list: newest first, by keyset
         Index("ix_tasks_created", "created_at", "id"),
     )
@@ -132,6 +132,8 @@ class Run(Base):
     fired_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
     """When it was last handed to the broker; while pending, by whom it is being sent right now."""
+    pack_id: Mapped[UUID | None]
+    """The pack that it was sent in, while it is queued: so that messages can be counted."""
     started_at: Mapped[datetime | None]
     """When the first attempt started: lateness is measured from here."""
     attempt_started_at: Mapped[datetime | None]
@@ -183,7 +185,12 @@ class Target(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     queue: Mapped[str]
     signature: Mapped[str]
+    parameters: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """The signature as `signatures.describe` gives it; null where nobody has told, and arguments are not checked."""
     documentation: Mapped[str]
+    duration: Mapped[timedelta | None]
+    """How long its runs took lately: the longest that its workers saw, slowly forgotten. Null where it is unknown, or
+    where the target declares that its runs must not be packed."""
     last_seen_at: Mapped[datetime]
 
 

@@ -11,15 +11,19 @@ from uuid import UUID
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
+from app import keys, settings
 from app.messages import Message, Ticket
 from app.models import Run, Task
-from app.runs import NewRun, among
+from app.runs import NewRun
 from app.states import RunState
 
 SENDING = timedelta(seconds=2)
 """How long a pending run belongs to whoever last set out to send it."""
 
 BATCH = 500
+
+_MESSAGE = func.coalesce(Run.pack_id, Run.id)
+"""What tells the messages apart that queued runs were sent in."""
 
 
 def take_run(session: Session, run_id: UUID) -> list[Message]:
@@ -42,19 +46,34 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
     return _take(session, due.limit(limit), attempt=Run.attempt + 1, **fresh)
 
 
-def take_vanished(session: Session, queue: str, limit: int = BATCH) -> list[Message]:
-    """Runs of a queue that stand queued though the broker may have lost them: made pending again, as messages.
+def count_queued(session: Session) -> dict[str, int]:
+    """Messages per queue that stand queued for longer than a worker's prefetch takes."""
+    old = Run.published_at < func.statement_timestamp() - SENDING
+    # what another app has taken stands queued until it answers: its queue says nothing
+    ours = Run.queue.not_in(settings.load().external_queues)
+    query = select(Run.queue, func.count(_MESSAGE.distinct()).label("messages")).where(
+        Run.state == RunState.QUEUED, old, ours
+    )
+    return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 
-    A message that was not lost after all finds its run claimed, or is the first to claim it: either is fine.
+
+def take_vanished(session: Session, queue: str, count: int, limit: int = BATCH) -> list[Message]:
+    """Runs of the `count` oldest messages of a queue, which the broker may have lost: made pending again, as messages.
+
+    A message that was not lost after all finds its runs claimed, or is the first to claim them: either is fine.
     """
     old = Run.published_at < func.statement_timestamp() - SENDING
-    return _take(
-        session,
-        select(Run.id, Run.scheduled_for)
+    lost = (
+        select(_MESSAGE)
         .where(Run.state == RunState.QUEUED, Run.queue == queue, old)
-        .order_by(Run.published_at)
-        .limit(limit),
+        .group_by(_MESSAGE)
+        .order_by(func.min(Run.published_at))
+        .limit(count)
     )
+    chosen = select(Run.id, Run.scheduled_for).where(
+        Run.state == RunState.QUEUED, Run.queue == queue, old, _MESSAGE.in_(lost)
+    )
+    return _take(session, chosen.limit(limit))
 
 
 def message(task: Any, run: Run | NewRun) -> Message:
@@ -75,19 +94,19 @@ def message(task: Any, run: Run | NewRun) -> Message:
 
 def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> list[Message]:
     """Makes the chosen runs pending and the caller's to send for SENDING seconds; returns their messages."""
-    keys = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
-    if not keys:
+    taken = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
+    if not taken:
         return []
     session.execute(
         update(Run)
-        .where(among(keys))
+        .where(keys.among(taken))
         .values({"state": RunState.PENDING, "published_at": func.statement_timestamp()} | values)
         .execution_options(synchronize_session=False)
     )
     rows = session.execute(
         select(Run, Task)
         .join(Task, Task.id == Run.task_id)
-        .where(among(keys))
+        .where(keys.among(taken))
         .execution_options(populate_existing=True)
     )
     return [message(task, run) for run, task in rows]

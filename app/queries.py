@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import errors
+from app import errors, settings
 from app.models import Attempt, Run, Target, Task
 from app.states import RunState, TaskState
 
@@ -35,6 +35,26 @@ class RunDetail:
     attempts: list[Attempt]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetDetail:
+    """A target, and whether a live worker offers it right now."""
+
+    target: Target
+    available: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDetail:
+    """A task, and whether a live worker offers its target right now; None where that is another app's, and unknown."""
+
+    task: Task
+    target_available: bool | None
+
+
+OFFERED_FOR = timedelta(seconds=45)
+"""How long an offer counts. Workers repeat it every 15 s: the second one that is missed is not yet the end."""
+
+
 def task(session: Session, task_id: UUID) -> Task:
     """Raises NotFound; a deleted task is not found."""
     found = session.scalars(select(Task).where(Task.id == task_id, Task.state != TaskState.DELETED)).one_or_none()
@@ -53,6 +73,15 @@ def task_id(session: Session, key: str) -> UUID:
     if named is None:
         raise errors.NotFound("There is no such task.")
     return named
+
+
+def task_detail(session: Session, task_id: UUID) -> TaskDetail:
+    """Raises NotFound; a deleted task is not found."""
+    found = task(session, task_id)
+    if settings.load().external_queue(found.target):
+        return TaskDetail(task=found, target_available=None)
+    offer = session.scalars(select(_AVAILABLE).where(Target.name == found.target)).one_or_none()
+    return TaskDetail(task=found, target_available=bool(offer))
 
 
 def tasks(
@@ -116,9 +145,13 @@ def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
     return runs(session, task_id=task_id, **filters)
 
 
-def targets(session: Session) -> list[Target]:
+def targets(session: Session) -> list[TargetDetail]:
     """What the workers have offered, by name."""
-    return list(session.scalars(select(Target).order_by(Target.name)))
+    rows = session.execute(select(Target, _AVAILABLE).order_by(Target.name))
+    return [TargetDetail(target=target, available=available) for target, available in rows]
+
+
+_AVAILABLE = Target.last_seen_at > func.now() - OFFERED_FOR
 
 
 def _page(

@@ -4,17 +4,22 @@ A move names the run, its slot (which finds the partition) and, from the claim o
 fences out a worker that comes back from the dead. All stamps are PostgreSQL's clock.
 """
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
 from sqlalchemy import (
     DateTime,
-    SmallInteger,
+    Integer,
+    Text,
     Uuid,
     bindparam,
+    case,
+    cast,
     func,
     insert,
     literal,
@@ -22,10 +27,11 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import db, errors, retry
+from app import db, errors, keys, retry
 from app.messages import Ticket
 from app.models import Attempt, Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Reason, RunState, Trigger
@@ -40,7 +46,12 @@ BATCH = 500
 
 def identify(task_id: UUID, slot: datetime) -> UUID:
     """The id of a task's run for a slot: the same wherever and however often it is computed."""
-    return uuid5(task_id, f"{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}")
+    return uuid5(task_id, _name(slot))
+
+
+@lru_cache(maxsize=64)  # many tasks share a slot
+def _name(slot: datetime) -> str:
+    return f"{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,54 +67,71 @@ class NewRun:
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = field(default=None)
 
-    def row(self, now: datetime) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "task_id": self.task.id,
-            "scheduled_for": self.slot,
-            "task_name": self.task.name,
-            "target": self.task.target,
-            "queue": self.task.queue,
-            "trigger": self.trigger,
-            "missed": self.missed,
-            "args": self.args,
-            "kwargs": self.kwargs,
-            "state": RunState.SKIPPED if self.skipped else RunState.PENDING,
-            "reason": self.skipped,
-            "attempt": 1,
-            "fired_at": now,
-            "finished_at": now if self.skipped else None,
-        }
-
 
 def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
     """Records runs in bulk; returns the ids of those that were not there before.
 
-    A slot that is there already was recorded by someone else first: by another beat, or by a backfill.
+    A slot that is there already was recorded by someone else first: by another beat, or by a backfill. What a run has
+    of its task is copied there, so that it need not travel.
     """
     if not new:
         return set()
-    statement = upsert(Run).on_conflict_do_nothing(constraint="uq_runs_task_slot").returning(Run.id)
-    return set(session.scalars(statement, [run.row(now) for run in new]))
+    given = db.rows(
+        "given",
+        id=(Uuid(), [run.id for run in new]),
+        task_id=(Uuid(), [run.task.id for run in new]),
+        slot=(DateTime(timezone=True), [run.slot for run in new]),
+        trigger=(Text(), [run.trigger for run in new]),
+        missed=(Integer(), [run.missed for run in new]),
+        skipped=(Text(), [run.skipped for run in new]),
+        args=(Text(), [_json(run.args) for run in new]),
+        kwargs=(Text(), [_json(run.kwargs) for run in new]),
+    )
+    values = {
+        Run.id: given.c.id,
+        Run.task_id: given.c.task_id,
+        Run.scheduled_for: given.c.slot,
+        Run.task_name: Task.name,
+        Run.target: Task.target,
+        Run.queue: Task.queue,
+        Run.trigger: given.c.trigger,
+        Run.missed: given.c.missed,
+        Run.args: cast(given.c.args, JSONB),
+        Run.kwargs: cast(given.c.kwargs, JSONB),
+        Run.state: case((given.c.skipped.is_(None), RunState.PENDING), else_=RunState.SKIPPED),
+        Run.reason: given.c.skipped,
+        Run.attempt: literal(1),
+        Run.fired_at: literal(now),
+        Run.finished_at: case((given.c.skipped.is_not(None), literal(now))),
+    }
+    source = select(*values.values()).join_from(given, Task, Task.id == given.c.task_id)
+    statement = upsert(Run).from_select([column.key for column in values], source)
+    return set(session.scalars(statement.on_conflict_do_nothing(constraint="uq_runs_task_slot").returning(Run.id)))
 
 
 def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
     """Notes that the broker has taken these. A run that a worker has claimed meanwhile is left alone."""
+    wanted = keys.attempts(
+        tickets,
+        sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]),
+        pack=(Uuid(), [ticket.pack for ticket in tickets]),
+    )
+    sent_at = func.coalesce(wanted.c.sent_at, func.statement_timestamp())
     session.execute(
         update(Run)
-        .where(_are(tickets), Run.state == RunState.PENDING)
-        .values(state=RunState.QUEUED, published_at=func.statement_timestamp())
+        .where(keys.at(wanted, tickets), Run.state == RunState.PENDING)
+        .values(state=RunState.QUEUED, published_at=sent_at, pack_id=wanted.c.pack)
         .execution_options(synchronize_session=False)
     )
 
 
 def claim(session: Session, ticket: Ticket, worker: str) -> bool:
     """Takes the run for this worker. False: it was taken, cancelled, or superseded; the message is to be dropped."""
-    return _moved(session, _CLAIM, ticket, a_worker=worker)
+    return _moved(session, _CLAIM, ticket, a_worker=worker, sent_at=ticket.sent_at)
 
 
-def succeed(session: Session, ticket: Ticket, result: Any) -> bool:
-    """Records the outcome of a run that returned. False: this attempt was superseded, the result is refused."""
+def succeed(session: Session, ticket: Ticket, result: str | None) -> bool:
+    """Records the outcome of a run that returned, as JSON. False: this attempt was superseded, it is refused."""
     return _moved(session, _SUCCEED, ticket, a_result=result)
 
 
@@ -123,7 +151,7 @@ def fail(
     task = session.scalars(
         select(Task)
         .join(Run, Task.id == Run.task_id)
-        .where(*_fence(ticket), Run.state.in_(states))
+        .where(*keys.fence(ticket), Run.state.in_(states))
         .with_for_update(of=Run)
     ).one_or_none()
     if task is None:
@@ -140,16 +168,24 @@ def fail(
 
 
 def end_attempt(
-    session: Session, ticket: Ticket, task: Task, reason: Reason, error: dict[str, Any], *, delay: timedelta
+    session: Session,
+    ticket: Ticket,
+    task: Task,
+    reason: Reason,
+    error: dict[str, Any],
+    *,
+    delay: timedelta,
+    again: bool = False,
 ) -> RunState:
-    """Ends an attempt whose row this transaction has locked: the next one follows, or the run has failed."""
+    """Ends an attempt whose row this transaction has locked: the next one follows where the task allows it or `again`
+    says so, or the run has failed."""
     values: dict[str, Any] = {"error": error, "reason": reason}
-    if ticket.attempt < task.max_attempts:
+    if again or ticket.attempt < task.max_attempts:
         _keep_attempt(session, ticket, error, reason)
         values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
-    session.execute(update(Run).where(*_fence(ticket)).values(values).execution_options(synchronize_session=False))
+    session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
     return RunState(values["state"])
 
 
@@ -182,7 +218,7 @@ def renew(session: Session, tickets: Sequence[Ticket]) -> None:
     """Renews the heartbeats of all runs of a worker with one statement."""
     session.execute(
         update(Run)
-        .where(_are(tickets), Run.state == RunState.RUNNING)
+        .where(keys.at(keys.attempts(tickets), tickets), Run.state == RunState.RUNNING)
         .values(heartbeat_at=func.statement_timestamp())
         .execution_options(synchronize_session=False)
     )
@@ -197,7 +233,19 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()
-    ended = [end_attempt(session, ticket_of(run), task, Reason.LOST, LOST, delay=timedelta(0)) for run, task in lost]
+    # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
+    ended = [
+        end_attempt(
+            session,
+            keys.ticket(run),
+            task,
+            Reason.LOST,
+            LOST,
+            delay=timedelta(0),
+            again=run.attempt_started_at is None,
+        )
+        for run, task in lost
+    ]
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
 
@@ -221,7 +269,7 @@ def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reaso
         func.statement_timestamp(),
         literal(str(outcome)),
         literal(error, Attempt.error.type),
-    ).where(*_fence(ticket))
+    ).where(*keys.fence(ticket))
     columns = [
         "run_id",
         "scheduled_for",
@@ -235,44 +283,8 @@ def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reaso
     session.execute(insert(Attempt).from_select(columns, past))
 
 
-def ticket_of(run: Run) -> Ticket:
-    return Ticket(task=run.task_id, run=run.id, slot=run.scheduled_for, attempt=run.attempt)
-
-
-def _fence(ticket: Ticket) -> tuple[Any, ...]:
-    return Run.id == ticket.run, Run.scheduled_for == ticket.slot, Run.attempt == ticket.attempt
-
-
-def among(keys: Sequence[tuple[UUID, datetime]]) -> Any:
-    """The condition that a run is one of these, by id and slot.
-
-    The keys come as arrays, so that each is one look-up; a list of tuples would be scanned for. The bounds
-    tell the planner which partitions can be left out.
-    """
-    ids, slots = zip(*keys, strict=True)
-    wanted = db.rows("wanted", id=(Uuid(), ids), slot=(DateTime(timezone=True), slots))
-    return (
-        (Run.id == wanted.c.id)
-        & (Run.scheduled_for == wanted.c.slot)
-        & Run.scheduled_for.between(min(slots), max(slots))
-    )
-
-
-def _are(tickets: Sequence[Ticket]) -> Any:
-    """The condition that a run is at one of these attempts."""
-    ids, slots, attempts = zip(*((t.run, t.slot, t.attempt) for t in tickets), strict=True)
-    wanted = db.rows(
-        "wanted",
-        id=(Uuid(), ids),
-        slot=(DateTime(timezone=True), slots),
-        attempt=(SmallInteger(), attempts),
-    )
-    return (
-        (Run.id == wanted.c.id)
-        & (Run.scheduled_for == wanted.c.slot)
-        & (Run.attempt == wanted.c.attempt)
-        & Run.scheduled_for.between(min(slots), max(slots))
-    )
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _moved(session: Session, statement: Any, ticket: Ticket, **values: Any) -> bool:
@@ -293,6 +305,7 @@ _CLAIM = (
     .values(
         state=RunState.RUNNING,
         worker=bindparam("a_worker"),
+        published_at=func.coalesce(Run.published_at, bindparam("sent_at", type_=DateTime(timezone=True))),
         started_at=func.coalesce(Run.started_at, func.statement_timestamp()),
         attempt_started_at=func.statement_timestamp(),
         heartbeat_at=func.statement_timestamp(),
@@ -302,6 +315,9 @@ _SUCCEED = (
     update(Run)
     .where(*_THIS, Run.state == RunState.RUNNING)
     .values(
-        state=RunState.SUCCEEDED, result=bindparam("a_result"), error=null(), finished_at=func.statement_timestamp()
+        state=RunState.SUCCEEDED,
+        result=cast(bindparam("a_result", type_=Text()), JSONB),
+        error=null(),
+        finished_at=func.statement_timestamp(),
     )
 )

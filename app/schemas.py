@@ -10,7 +10,7 @@ from typing import Any, cast
 import marshmallow as ma
 from marshmallow import fields
 
-from app import errors, models, queries
+from app import errors, models, queries, signatures
 from app.fields import Choice, Flag, Instant, JsonArray, JsonObject, Seconds, Text, Whole
 from app.states import Catchup, Overlap, Reason, RunState, TaskState, Trigger
 
@@ -125,7 +125,11 @@ class TaskSchema(SizedSchema):
 
     @ma.pre_dump
     def _nest(self, task: models.Task, **_: Any) -> Fields:
-        flat = {name: getattr(task, name) for name in self.fields if name not in {"catchup", "retry"}}
+        return self._row(task)
+
+    def _row(self, task: models.Task) -> Fields:
+        derived = {"catchup", "retry", "target_available"}
+        flat = {name: getattr(task, name) for name in self.fields if name not in derived}
         catchup = {"policy": task.catchup_policy, "window": task.catchup_window}
         retry = {
             "max_attempts": task.max_attempts,
@@ -149,6 +153,23 @@ class TaskChangeSchema(TaskSchema):
         # a new dict: fields are copied per schema, their metadata is not
         field_obj.metadata = {key: value for key, value in field_obj.metadata.items() if key != "default"}
         field_obj.load_default = ma.missing
+
+
+class TaskDetailSchema(TaskSchema):
+    """A task, and whether its target can be called."""
+
+    target_available = fields.Boolean(
+        dump_only=True,
+        allow_none=True,
+        metadata={
+            "description": "Whether a live worker offers its target right now; else its runs wait. "
+            "null: it is another app's, which does not say."
+        },
+    )
+
+    @ma.pre_dump
+    def _nest(self, detail: queries.TaskDetail, **_: Any) -> Fields:
+        return self._row(detail.task) | {"target_available": detail.target_available}
 
 
 class PauseSchema(Schema):
@@ -240,14 +261,32 @@ class RunDetailSchema(RunSchema):
         return self._row(detail.run) | {"attempts": [*detail.attempts, *current(detail)]}
 
 
+class ParameterSchema(Schema):
+    """A parameter of a target's function."""
+
+    name = fields.String()
+    kind = fields.String(metadata={"enum": [*signatures.KINDS]})
+    default = fields.String(allow_none=True, metadata={"description": "As Python; null: it must be given."})
+    annotation = fields.String(allow_none=True, metadata={"description": "As Python."})
+
+
 class TargetSchema(Schema):
     """What a task can call."""
 
     name = fields.String()
     queue = fields.String()
     signature = fields.String()
+    parameters = fields.List(
+        fields.Nested(ParameterSchema), allow_none=True, metadata={"description": "null: nobody has told."}
+    )
     documentation = fields.String()
     last_seen_at = Instant()
+    available = fields.Boolean(metadata={"description": "Whether a live worker offers it right now."})
+
+    @ma.pre_dump
+    def _flatten(self, detail: queries.TargetDetail, **_: Any) -> Fields:
+        columns = self.fields.keys() - {"available"}
+        return {name: getattr(detail.target, name) for name in columns} | {"available": detail.available}
 
 
 def load(schema: ma.Schema, data: Fields) -> Fields:

@@ -4,6 +4,7 @@ Every setting may also be given as `NAME_FILE`, the path of a file that holds it
 `PUNCTUAL_` name that does not exist, end the process at start with one clear line: see `load`.
 """
 
+import base64
 import os
 import re
 import sys
@@ -12,8 +13,9 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 DATABASE_SCHEMES = ("postgresql+psycopg://",)
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis-sentinel://")
@@ -22,6 +24,14 @@ EXTERNAL_TARGET = re.compile(
     r"(?!celery\.|punctual\.)[A-Za-z0-9_][A-Za-z0-9_.*?\-]*@(?!amq\.|default$|punctual)[A-Za-z0-9_.\-]{1,64}"
 )
 """A name pattern with * and ?, an @, and the queue of the other app; neither is one of ours."""
+
+FAIL_POINT = re.compile(
+    r"(?P<point>fired|published|confirmed|claimed|called|recorded):(?P<nth>[1-9]\d*):(kill|pause=(?P<pause>\d+(\.\d+)?))"
+)
+"""`claimed:3:kill`, `confirmed:1:pause=15`: see `app.failpoints`."""
+
+WEBHOOK_KEY = range(24, 65)
+"""Bytes of a key that signs, as standardwebhooks.com asks for."""
 
 
 class Settings(BaseModel):
@@ -45,7 +55,10 @@ class Settings(BaseModel):
     PUNCTUAL_EXTERNAL_TARGETS: tuple[tuple[str, str], ...] = ()
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
+    PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
+    PUNCTUAL_PACKS: bool = True
+    PUNCTUAL_FAIL_POINT: str = ""
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
@@ -78,12 +91,28 @@ class Settings(BaseModel):
                 )
         return tuple((name, queue) for name, _, queue in (pair.partition("@") for pair in given))
 
-    @field_validator("PUNCTUAL_SHELL")
+    @field_validator("PUNCTUAL_WEBHOOK_SECRET")
     @classmethod
-    def _not_yet(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("is not available in this version")
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _keys(value)
         return value
+
+    @model_validator(mode="after")
+    def _fail_point(self) -> Self:
+        if not self.PUNCTUAL_FAIL_POINT:
+            return self
+        if not FAIL_POINT.fullmatch(self.PUNCTUAL_FAIL_POINT):
+            raise ValueError("PUNCTUAL_FAIL_POINT: must be POINT:NTH:kill or POINT:NTH:pause=SECONDS")
+        database = urlsplit(self.DATABASE_URL.get_secret_value()).path
+        if not ("drill" in database or "test" in database):
+            raise ValueError("PUNCTUAL_FAIL_POINT: is for a database whose name says that it is a drill's or a test's")
+        return self
+
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """The keys that requests are signed with: several while one takes the place of another."""
+        return _keys(self.PUNCTUAL_WEBHOOK_SECRET) if self.PUNCTUAL_WEBHOOK_SECRET else ()
 
     @property
     def external_queues(self) -> frozenset[str]:
@@ -108,6 +137,20 @@ class Settings(BaseModel):
             raise ValueError(_one_line(exc)) from None  # the chain would print the value, perhaps a secret
 
 
+def _keys(secret: SecretStr) -> tuple[bytes, ...]:
+    """The keys in `whsec_…` secrets, as standardwebhooks.com describes them. Raises ValueError, which shows none."""
+    keys = []
+    for text in secret.get_secret_value().replace(",", " ").split():
+        prefix, _, encoded = text.rpartition("_")
+        try:
+            keys.append(base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
+        except ValueError:
+            keys.append(b"")
+        if prefix != "whsec" or len(keys[-1]) not in WEBHOOK_KEY:
+            raise ValueError("must be whsec_ and 24 to 64 bytes in base64, or several such, separated by spaces")
+    return tuple(keys)
+
+
 def _known(name: str) -> bool:
     return name.removesuffix("_FILE") in Settings.model_fields
 
@@ -128,7 +171,7 @@ def _value(name: str, environ: Mapping[str, str]) -> str | None:
 def _one_line(exc: ValidationError) -> str:
     error = exc.errors(include_input=False, include_url=False)[0]
     sentence = "is required" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, error['loc']))}: {sentence}"
+    return f"{'.'.join(map(str, error['loc']))}: {sentence}" if error["loc"] else sentence
 
 
 @cache

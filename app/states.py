@@ -24,7 +24,8 @@ class RunState(StrEnum):
     QUEUED = "queued"
     """The broker has confirmed it: a worker claims it. Another app's worker does not: its answer ends the run."""
     RUNNING = "running"
-    """A worker has claimed it and records its outcome; `rescue_lost` where that worker is gone."""
+    """A worker has claimed it and records its outcome, or gives it back where it was claimed in a pack and not begun;
+    `rescue_lost` where that worker is gone."""
     RETRYING = "retrying"
     """An attempt failed: `publish_retries` makes it pending at `retry_at`."""
     SUCCEEDED = "succeeded"
@@ -86,7 +87,7 @@ ANSWERS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING})
 MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.PENDING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED}) | ANSWERS,
     RunState.QUEUED: frozenset({RunState.PENDING, RunState.RUNNING, RunState.CANCELLED}) | ANSWERS,
-    RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING}),
+    RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.PENDING}),
     RunState.RETRYING: frozenset({RunState.PENDING, RunState.CANCELLED}),
 }
 """Every allowed move. What is not named here is final."""

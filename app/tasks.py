@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import dispatch, errors, policies, runs, schedules, settings
+from app import dispatch, errors, policies, runs, schedules, settings, signatures
 from app.messages import DEFAULT_QUEUE
 from app.models import Run, Target, Task
 from app.states import Reason, TaskState, Trigger
@@ -30,7 +30,7 @@ TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 
 def create(session: Session, now: datetime, fields: Fields) -> Task:
     """Registers a task. Raises Invalid, or Conflict where its name is taken."""
-    _check_targets(session, [fields["target"]], lambda errors_by_index: errors_by_index[0])
+    _check_targets(session, [_call(fields)], lambda by_index: by_index[0])
     task = _new(now, fields)
     _insert(session, [task], lambda taken: taken[0])
     return task
@@ -47,7 +47,7 @@ def create_many(session: Session, now: datetime, items: Sequence[Fields]) -> lis
             problems[index] = exc.errors
     if problems:
         raise errors.Invalid(errors={"items": problems})
-    _check_targets(session, [fields["target"] for fields in items], lambda by_index: {"items": by_index})
+    _check_targets(session, [_call(fields) for fields in items], lambda by_index: {"items": by_index})
     _insert(session, created, lambda taken: {"items": taken})
     return created
 
@@ -58,8 +58,8 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
     A change of when it is due counts from now, and makes a completed task active again.
     """
     task = _lock(session, task_id, version)
-    if "target" in fields:
-        _check_targets(session, [fields["target"]], lambda by_index: by_index[0])
+    if fields.keys() & _CALL.keys():
+        _check_targets(session, [_call(fields, task)], lambda by_index: by_index[0])
     if fields.keys() & TIMING:
         # slots that are due already are the old definition's; `publish_pending` sends their runs
         dispatch.record_due(session, now, [task.id])
@@ -118,8 +118,14 @@ def delete(session: Session, now: datetime, task_id: UUID, *, version: int | Non
 
 
 def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Run:
-    """A run right now, whatever the schedule says, with the task's arguments or with these."""
+    """A run right now, whatever the schedule says, with the task's arguments or with these.
+
+    Raises Invalid where these do not fit the target.
+    """
     task = _lock(session, task_id)
+    given = {name: value for name, value in (("args", args), ("kwargs", kwargs)) if value is not None}
+    if given:
+        _check_targets(session, [_call(given, task)], lambda by_index: by_index[0])
     # off the grid of the schedules, so that no slot of theirs is ever taken
     for slot in (_whole(now) + timedelta(milliseconds=n, microseconds=1) for n in count()):
         new = runs.NewRun(id=uuid4(), task=task, slot=slot, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
@@ -275,16 +281,32 @@ def _lock(session: Session, task_id: UUID, version: int | None = None) -> Task:
     return task
 
 
-def _check_targets(session: Session, targets: Sequence[str], shape: Any) -> None:
-    """Raises Invalid where a target is one that no worker has ever offered."""
-    known = set(session.scalars(select(Target.name).where(Target.name.in_(set(targets)))))
-    unknown = {
-        index: {"target": [f"No worker offers {target!r}. GET /targets lists what can be called."]}
-        for index, target in enumerate(targets)
-        if target not in known and not settings.load().external_queue(target)
-    }
-    if unknown:
-        raise errors.Invalid(errors=shape(unknown))
+_CALL: Fields = {"target": None, "args": [], "kwargs": {}}
+"""The fields that say what is called, and what they are where nothing is said."""
+
+
+def _call(fields: Fields, task: Task | None = None) -> Fields:
+    """What is to be called: what is given, and of the rest what the task has."""
+    rest = {name: getattr(task, name) for name in _CALL} if task else _CALL
+    return {name: fields.get(name, rest[name]) for name in _CALL}
+
+
+def _check_targets(session: Session, calls: Sequence[Fields], shape: Any) -> None:
+    """Raises Invalid where a target is one that no worker has ever offered, or arguments do not fit it."""
+    wanted = {call["target"] for call in calls}
+    rows = session.execute(select(Target.name, Target.parameters).where(Target.name.in_(wanted)))
+    known: dict[str, Any] = dict(rows.all())
+    problems = {index: found for index, call in enumerate(calls) if (found := _misfits(known, **call))}
+    if problems:
+        raise errors.Invalid(errors=shape(problems))
+
+
+def _misfits(known: Mapping[str, Any], target: str, args: Sequence[Any], kwargs: Fields) -> Mapping[str, Any]:
+    if settings.load().external_queue(target):
+        return {}  # what another app offers, and what that takes, is known there alone
+    if target not in known:
+        return {"target": [f"No worker offers {target!r}. GET /targets lists what can be called."]}
+    return {} if known[target] is None else signatures.misfits(target, known[target], args, kwargs)
 
 
 def _insert(session: Session, created: Sequence[Task], shape: Any) -> None:

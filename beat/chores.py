@@ -12,14 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import answers, broker, db, dispatch, errors, external, outbox, runs, settings
+from app import answers, broker, db, dispatch, errors, external, outbox, runs
 from app.messages import Message
-from app.models import Run
-from app.states import RunState
 
 OVERDUE = timedelta(seconds=3)
 """From here on the audit path fires a task: its entry is missing, or nobody rings its bucket."""
@@ -141,29 +139,22 @@ class Chores:
         return again + dead >= external.BATCH
 
     def resend_vanished(self) -> bool:
-        """Where more runs stand queued than the broker holds messages, a queue was purged or lost.
+        """Where more messages stand queued than the broker holds, a queue was purged or lost.
 
         The messages that it holds are those of the newest runs, so the oldest ones are without. Among them are
         the few that a busy worker has fetched ahead: they are sent twice, and the second is dropped.
         """
         more = False
-        for queue, queued in self._queued():
-            gone = queued - (broker.depth(queue) or 0)
+        with db.transaction() as session:
+            queued = outbox.count_queued(session)
+        for queue, count in queued.items():
+            gone = count - (broker.depth(queue) or 0)
             if gone > 0:
                 with db.transaction() as session:
-                    vanished = outbox.take_vanished(session, queue, min(gone, outbox.BATCH))
+                    vanished = outbox.take_vanished(session, queue, gone)
                 log.info("queue %s holds %d messages too few: sending them again", queue, gone)
                 more |= dispatch.send(self.publisher.publish, vanished) >= outbox.BATCH
         return more
-
-    def _queued(self) -> list[tuple[str, int]]:
-        """Runs per queue that have stood queued for longer than a worker's prefetch takes."""
-        old = Run.published_at < func.clock_timestamp() - timedelta(seconds=3)
-        # what another app has taken stands queued until it answers: its queue says nothing
-        ours = Run.queue.not_in(settings.load().external_queues)
-        query = select(Run.queue, func.count()).where(Run.state == RunState.QUEUED, old, ours).group_by(Run.queue)
-        with db.transaction() as session:
-            return [(queue, count) for queue, count in session.execute(query)]
 
     def _publish(self, take: Callable[[Session], list[Message]]) -> bool:
         with db.transaction() as session:

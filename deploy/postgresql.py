@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -54,9 +54,31 @@ class Account:
         return self.uid != os.geteuid()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server that may be started: its program, whether it answers, and where its database will be."""
+
+    program: processes.Program
+    is_ready: Callable[[], bool]
+    url: str
+
+
 @contextmanager
 def running(data: Path) -> Iterator[str]:
     """Yields the URL of the database. Whoever calls this holds `data`."""
+    with prepared(data) as server:
+        keeper = processes.Keeper(server.program, processes.tell)
+        try:
+            keeper.start()
+            processes.wait_until(server.is_ready, [keeper], within=START_WITHIN, what="PostgreSQL")
+            yield server.url
+        finally:
+            processes.stop([keeper])
+
+
+@contextmanager
+def prepared(data: Path) -> Iterator[Server]:
+    """Makes the data where there is none, and yields what runs on it. Whoever calls this holds `data`."""
     folder = data / FOLDER
     account = _account(folder)
     programs = _programs(folder)
@@ -65,13 +87,11 @@ def running(data: Path) -> Iterator[str]:
     if not folder.exists():
         _initialise(folder, programs, account)
     with _socket_folder(folder, account) as sockets:
-        keeper = processes.Keeper(_program(folder, programs, account, sockets), processes.tell)
-        try:
-            keeper.start()
-            processes.wait_until(lambda: _has_database(sockets), [keeper], within=START_WITHIN, what="PostgreSQL")
-            yield _url(sockets)
-        finally:
-            processes.stop([keeper])
+        yield Server(
+            program=_program(folder, programs, account, sockets),
+            is_ready=lambda: _has_database(sockets),
+            url=_url(sockets),
+        )
 
 
 def remove(data: Path) -> None:

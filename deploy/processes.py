@@ -67,6 +67,11 @@ class Keeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, name=program.name, daemon=True)
 
+    @property
+    def pid(self) -> int | None:
+        """The process that runs now, or ran last, and its group; None before the start."""
+        return self._process.pid if self._process else None
+
     def start(self) -> None:
         """Starts the program. Raises StartError where that is impossible."""
         try:

@@ -74,8 +74,8 @@ def serve(data: Path, procfile: Path, announce: Callable[[Site], None]) -> None:
     with embedded.stores(data) as urls:
         env = environment(data.resolve(), urls)
         site = _site(env)
-        lines = _read(procfile)
-        _migrate(lines["release"], env)
+        lines = read(procfile)
+        migrate(lines["release"], env)
         keepers = [processes.Keeper(program, _print_line) for program in _programs(lines, env)]
         try:
             for keeper in keepers:
@@ -88,7 +88,8 @@ def serve(data: Path, procfile: Path, announce: Callable[[Site], None]) -> None:
             processes.stop(keepers)
 
 
-def _read(procfile: Path) -> dict[str, str]:
+def read(procfile: Path) -> dict[str, str]:
+    """The line of each kind of process."""
     parsed = parse_procfile(procfile.read_text(encoding="utf-8"))
     return dict(parsed.processes)
 
@@ -134,21 +135,23 @@ def _site(env: Mapping[str, str]) -> Site:
     )
 
 
-def _migrate(line: str, env: Mapping[str, str]) -> None:
-    done = subprocess.run(_shell(line), cwd=ROOT, env=env, check=False, start_new_session=True)
+def migrate(line: str, env: Mapping[str, str]) -> None:
+    """Brings the database up to date. Raises StartError."""
+    done = subprocess.run(shell(line), cwd=ROOT, env=env, check=False, start_new_session=True)
     if done.returncode:
         raise StartError(f"the migration failed with code {done.returncode}; its lines above say why")
 
 
 def _programs(lines: Mapping[str, str], env: Mapping[str, str]) -> list[processes.Program]:
     return [
-        processes.Program(name=f"{name}.{number}", argv=_shell(lines[name]), cwd=ROOT, env=env)
+        processes.Program(name=f"{name}.{number}", argv=shell(lines[name]), cwd=ROOT, env=env)
         for name, count in COUNTS.items()
         for number in range(1, count + 1)
     ]
 
 
-def _shell(line: str) -> list[str]:
+def shell(line: str) -> list[str]:
+    """A line of the Procfile as arguments."""
     # signals must reach the process, not a shell around it
     return ["/bin/sh", "-c", f"exec {line}"]
 

@@ -113,12 +113,17 @@ class Postbox:
     """Stands where the broker's publisher stands: keeps what it was given, and takes it or not, as told."""
 
     def __init__(self):
-        self.sent = []
+        self.parcels = []
         self.takes = True
 
     def publish(self, batch):
-        self.sent += batch
+        self.parcels += batch
         return list(batch) if self.takes else []
+
+    @property
+    def sent(self):
+        """The messages of all runs, in packs or not."""
+        return [message for parcel in self.parcels for message in parcel.messages]
 
     @property
     def runs(self) -> list[UUID]:

@@ -181,8 +181,9 @@ def get_run(session: Session, fields: Fields) -> Fields:
 def record_success(self: Task, result: Any, *, ticket: Any) -> None:
     """What another app's worker calls when a run of its target has succeeded: Celery's `link`."""
     answered = Ticket.decode(ticket)
+    stored = None if result is None else cut(result)
     with db.transaction() as session:
-        if not external.succeed(session, answered, cut(result), self.request.origin):
+        if not external.succeed(session, answered, stored, self.request.origin):
             _refuse(answered)
 
 

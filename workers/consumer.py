@@ -13,6 +13,7 @@ from celery.worker.state import maybe_shutdown
 
 from app import broker, messages
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, Ticket
+from app.states import Reason
 from workers import execution, heartbeat
 
 CALLS_EVERY = 5
@@ -119,24 +120,20 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         else:
             message.reject_log_error(log, self.connection_errors)
         headers = message.headers if isinstance(message.headers, dict) else {}
-        try:
-            ticket = Ticket.decode(headers.get(messages.HEADER))
-        except messages.TicketError:
-            return
-        error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
-        heartbeat.defer(lambda: execution.reject(ticket, self.hostname, error))
+        ticket = Ticket.read(headers.get(messages.HEADER))
+        if ticket is not None:
+            error = {"type": type(exc).__name__, "message": str(exc), "traceback": None}
+            heartbeat.defer(lambda: execution.reject(ticket, self.hostname, Reason.REJECTED, error))
 
 
 def _copy(message: Any, queue: str) -> None:
     """What a dead-letter exchange does, for a transport that has none, and for the queue of calls."""
     channel = message.channel
-    # the consumer's loop must not wait for a confirm within itself; the broker takes the copy before the ack
-    publish = getattr(channel, "_basic_publish", channel.basic_publish)
     others = {name: value for name, value in message.properties.items() if name not in NAMED}
     copy = channel.prepare_message(
         message.body, 0, message.content_type, message.content_encoding, message.headers, others
     )
-    publish(copy, exchange="", routing_key=queue)
+    channel.basic_publish(copy, exchange="", routing_key=queue)  # the broker takes the copy before the ack
 
 
 def _can_declare(conn: Any, name: str) -> bool:

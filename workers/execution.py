@@ -13,7 +13,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -23,10 +25,10 @@ from celery.worker.request import Request
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
-from app import db, errors, messages, runs
+from app import db, errors, failpoints, messages, runs
 from app.messages import Ticket
 from app.states import Reason
-from workers import heartbeat
+from workers import durations, heartbeat
 
 MAX_RESULT = 64 * 1024
 MAX_TRACEBACK = 16 * 1024
@@ -46,6 +48,11 @@ Answer = TypeVar("Answer")
 class RecordedRequest(Request):  # type: ignore[misc]
     """A message in the worker's main process, which learns of what its child can no longer record itself."""
 
+    def in_hand(self) -> list[Ticket]:
+        """The runs whose heartbeats this worker is to renew."""
+        ticket = Ticket.read(self.request_dict.get(messages.HEADER))
+        return [ticket] if ticket else []
+
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 - Celery's own
         super().on_timeout(soft, timeout)
         if not soft:
@@ -61,15 +68,10 @@ class RecordedRequest(Request):  # type: ignore[misc]
             self._record(Reason.REJECTED, describe(exc))
 
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
-        ticket = ticket_of(self._request_dict.get(messages.HEADER))
-        if ticket is not None:
-            heartbeat.defer(
-                lambda: (
-                    reject(ticket, self._hostname, error)
-                    if reason == Reason.REJECTED
-                    else _record_killed(ticket, reason, error)
-                )
-            )
+        """Has the clerk record that the child is gone."""
+        for ticket in self.in_hand():
+            step = reject if reason == Reason.REJECTED else _record_killed
+            heartbeat.defer(partial(step, ticket, self.hostname, reason, error))
 
 
 class RecordedTask(Task):  # type: ignore[misc]
@@ -92,7 +94,7 @@ class RecordedTask(Task):  # type: ignore[misc]
             ticket = Ticket.decode(raw)
         except messages.TicketError as exc:
             raise Reject(exc, requeue=False) from exc  # dead-lettered with its bytes
-        return execute(ticket, self.request.hostname, lambda: self.run(*args, **kwargs))
+        return execute(ticket, self.request.hostname, self.name, lambda: self.run(*args, **kwargs))
 
     def _run_unrecorded(self, *args: Any, **kwargs: Any) -> Any:
         _soft_limit.install()
@@ -122,15 +124,21 @@ class _SoftLimit:
         self.struck = False
 
     @contextmanager
-    def armed(self) -> Iterator[None]:
+    def armed(self, timeout: float = 0) -> Iterator[None]:
+        """Lets it strike within; `timeout` seconds from now, where that is given, without Celery's doing."""
         if self.struck:
             self.struck = False
             raise SoftTimeLimitExceeded
         self.is_armed = True
         try:
+            if timeout:
+                signal.signal(signal.SIGALRM, self._strike)  # each time: the last target may have had a use for it
+                signal.setitimer(signal.ITIMER_REAL, timeout)
             yield
         finally:
             self.is_armed = False
+            if timeout:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def install(self) -> None:
         """Begins a message: takes the signal over, once in each process, and forgets the last message's."""
@@ -149,15 +157,17 @@ class _SoftLimit:
 _soft_limit = _SoftLimit()
 
 
-def ticket_of(raw: object) -> Ticket | None:
-    """The ticket in a message's header, or None where there is none that can be read."""
-    try:
-        return Ticket.decode(raw)
-    except messages.TicketError:
-        return None
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call of a target ended: with a result, as JSON, or with what it raised."""
+
+    result: str | None = None
+    reason: Reason | None = None
+    error: dict[str, Any] | None = None
+    raised: Exception | None = None
 
 
-def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
+def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
     """Claims the run, calls its target and records the outcome. Raises what the target raises, for Celery's events.
 
     Raises Ignore where the run is not to be executed: claimed already, cancelled, or superseded.
@@ -165,21 +175,41 @@ def execute(ticket: Ticket, worker: str, call: Callable[[], Any]) -> Any:
     _soft_limit.install()
     if not _claim(ticket, worker):
         raise Ignore
+    failpoints.reached("claimed")
+    result, outcome = attempt(target, call)
+    failpoints.reached("called")
+    if outcome.raised is not None:
+        reason, error = outcome.reason or Reason.ERROR, outcome.error or {}
+        insist(lambda session: fail(session, ticket, reason, error), RECORD_PATIENCE, db.transaction)
+        raise outcome.raised
+    if not insist(lambda session: runs.succeed(session, ticket, outcome.result), RECORD_PATIENCE):
+        refused(ticket)
+    failpoints.reached("recorded")
+    return result
+
+
+def attempt(target: str, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
+    """Calls a target, and notes how long that took. Returns what it returned, and the outcome as it is to be recorded.
+
+    `timeout` in seconds is for a target whose message has no soft limit of its own.
+    """
+    if timeout:
+        _soft_limit.install()  # what came too late for the run before is none of this one's
+    began = time.monotonic()
     try:
-        with _soft_limit.armed():
+        with _soft_limit.armed(timeout):
             result = call()
     except SoftTimeLimitExceeded as exc:
-        _record_failure(ticket, Reason.TIMEOUT, describe(exc, "It did not end within its timeout."))
-        raise
+        error = describe(exc, "It did not end within its timeout.")
+        return None, Outcome(reason=Reason.TIMEOUT, error=error, raised=exc)
     except MemoryError as exc:
-        _record_failure(ticket, Reason.ERROR, describe(exc))
-        raise OutOfMemory from None  # Celery would end the whole worker, and its neighbours with it
-    except Exception as exc:
-        _record_failure(ticket, Reason.ERROR, describe(exc))
-        raise
-    if not _insist(lambda session: runs.succeed(session, ticket, cut(result)), RECORD_PATIENCE):
-        log.warning("the result of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
-    return result
+        # Celery would end the whole worker for it, and its neighbours with it
+        return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=OutOfMemory())
+    except Exception as exc:  # noqa: BLE001 - a target's own code
+        return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=exc)
+    finally:
+        durations.note(target, time.monotonic() - began)
+    return result, Outcome(result=None if result is None else cut(result))
 
 
 def describe(exc: BaseException, message: str | None = None) -> dict[str, Any]:
@@ -192,49 +222,54 @@ def describe(exc: BaseException, message: str | None = None) -> dict[str, Any]:
     }
 
 
-def cut(result: Any) -> Any:
+def cut(result: Any) -> str:
     """A result as it is stored: JSON, and cut where it is over MAX_RESULT bytes, saying so."""
     try:
         text = _clean_json(json.dumps(result, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         text = json.dumps(_clean(_shown(result, repr)))
-    size = len(text.encode())
+    size = len(text)  # json.dumps gives ASCII
     if size > MAX_RESULT:
-        start = text.encode()[: MAX_RESULT - 1024].decode(errors="ignore")
-        return {"truncated": True, "size": size, "start": start}
-    return json.loads(text)
+        return json.dumps({"truncated": True, "size": size, "start": text[: MAX_RESULT - 1024]})
+    return text
 
 
 def _claim(ticket: Ticket, worker: str) -> bool:
     try:
-        return _insist(lambda session: runs.claim(session, ticket, worker), CLAIM_PATIENCE)
+        return insist(lambda session: runs.claim(session, ticket, worker), CLAIM_PATIENCE)
     except errors.Unavailable as exc:
         raise Reject(exc, requeue=True) from exc
 
 
-def reject(ticket: Ticket, worker: str, error: dict[str, Any]) -> None:
+def reject(ticket: Ticket, worker: str, reason: Reason, error: dict[str, Any]) -> None:
     """Fails a run that can never be called here. One that somebody else has claimed is theirs, and left alone."""
     with db.transaction() as session:
         if runs.claim(session, ticket, worker):
-            runs.fail(session, ticket, Reason.REJECTED, error, random.random())  # noqa: S311
+            fail(session, ticket, reason, error)
 
 
-def _record_killed(ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
+def _record_killed(ticket: Ticket, _worker: str, reason: Reason, error: dict[str, Any]) -> None:
     """Records the end of an attempt whose process was killed."""
     with db.transaction() as session:
-        runs.fail(session, ticket, reason, error, random.random())  # noqa: S311
+        fail(session, ticket, reason, error)
 
 
-def _record_failure(ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
+def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
+    """Records that an attempt failed, and says what becomes of the run."""
     draw = random.random()  # noqa: S311 - spreads retries, guards nothing
-    state = _insist(lambda session: runs.fail(session, ticket, reason, error, draw), RECORD_PATIENCE, db.transaction)
+    state = runs.fail(session, ticket, reason, error, draw)
     if state is None:
-        log.warning("the failure of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
+        refused(ticket)
     else:
         log.warning("run %s is %s: attempt %d: %s", ticket.run, state, ticket.attempt, error["type"])
 
 
-def _insist(
+def refused(ticket: Ticket) -> None:
+    """Says that an outcome came too late."""
+    log.warning("the outcome of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
+
+
+def insist(
     step: Callable[[Session], Answer],
     patience: timedelta,
     begin: Callable[[], AbstractContextManager[Session]] = db.statement,

@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery.worker import state
+from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, messages, runs
+from app import db, errors, runs, signatures
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
+from workers import durations
 
 EVERY = 1.0
 """Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
 
-OFFER_EVERY = 30
-"""Heartbeats between two announcements of what this worker can run."""
+OFFER_EVERY = 15
+"""Heartbeats between two announcements of what this worker can run; see queries.OFFERED_FOR."""
+
+OFFERED = ("queue", "signature", "parameters", "documentation", "last_seen_at")
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,8 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """One beat: renew, and now and then say what this worker can run."""
         try:
-            renew(_tickets(state.active_requests))
+            renew(_in_hand(state.active_requests))
+            durations.tell(durations.collect())
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
             self.beats += 1
@@ -102,30 +107,27 @@ def offer(targets: Iterable[Any]) -> None:
     if not rows:
         return
     statement = insert(Target)
-    replaced = {name: statement.excluded[name] for name in ("signature", "documentation", "last_seen_at")}
+    replaced = {name: statement.excluded[name] for name in OFFERED}
     with db.transaction() as session:
         seen = {"last_seen_at": db.now(session)}
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
         ordered = [row | seen for row in sorted(rows, key=lambda row: row["name"])]
         session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=replaced), ordered)
+        single = [task.name for task in ours if not getattr(task, "packable", True)]
+        session.execute(update(Target).where(Target.name.in_(single)).values(duration=None))
 
 
-def _offered(task: Any) -> dict[str, str]:
+def _offered(task: Any) -> dict[str, Any]:
+    signature, parameters = signatures.describe(task.run)  # of a bound task it is a method: without self
     return {
         "name": task.name,
         "queue": getattr(task, "queue", None) or DEFAULT_QUEUE,
-        "signature": str(inspect.signature(task.run)),
+        "signature": signature,
+        "parameters": parameters,
         "documentation": (inspect.getdoc(task.run) or "").partition("\n\n")[0],
     }
 
 
-def _tickets(requests: Iterable[Any]) -> list[Ticket]:
-    """The tickets of the requests that a child works on. The set may change meanwhile: it is copied first."""
-    found = []
-    for request in tuple(requests):
-        raw = request.request_dict.get(messages.HEADER)
-        try:
-            found.append(Ticket.decode(raw))
-        except messages.TicketError:
-            continue
-    return found
+def _in_hand(requests: Iterable[Any]) -> list[Ticket]:
+    """The runs that its children work on. The set may change meanwhile: it is copied first."""
+    return [ticket for request in tuple(requests) if hasattr(request, "in_hand") for ticket in request.in_hand()]

@@ -13,10 +13,11 @@ from workers.execution import RecordedTask
 from workers.heartbeat import Clerk, Heartbeat
 
 BUILT_IN = ("workers.calls", "workers.targets.debug", "workers.targets.http")
+ON_REQUEST = ("workers.targets.shell",) if settings.load().PUNCTUAL_SHELL else ()
 
 celery_app.task_cls = RecordedTask
 celery_app.conf.update(
-    imports=(*BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
+    imports=("workers.packs", *BUILT_IN, *ON_REQUEST, *settings.load().PUNCTUAL_TASK_MODULES),
     worker_consumer="workers.consumer:PatientConsumer",
     # whoever calls is answered; the messages of runs say that they want no answer
     result_backend="rpc://",

@@ -193,7 +193,7 @@ def test_a_bad_field_of_a_task_is_named_wherever_it_is_sent(client, register, fi
     bulk = client.post(f"{BASE}/tasks/bulk", json={"items": [GOOD, GOOD | body]})
     assert names(is_an_error(bulk, 422, "invalid")) == f"items.1.{field}"
     assert names(is_an_error(client.patch(f"{BASE}/tasks/{task['id']}", json=body), 422, "invalid")) == field
-    assert client.get(f"{BASE}/tasks/{task['id']}").json == task
+    assert client.get(f"{BASE}/tasks/{task['id']}").json == task | {"target_available": True}
     assert len(client.get(f"{BASE}/tasks").json["items"]) == 1
 
 

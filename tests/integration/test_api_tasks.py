@@ -53,7 +53,7 @@ def test_a_task_is_answered_as_it_was_registered_with_times_in_utc(client):
     assert {name: answer.json[name] for name in FULL} == FULL | GIVEN_TIMES
     assert answer.headers["Location"] == f"{URL}/{answer.json['id']}"
     assert answer.headers["ETag"] == '"1"'
-    assert client.get(answer.headers["Location"]).json == answer.json
+    assert client.get(answer.headers["Location"]).json == answer.json | {"target_available": True}
 
 
 def test_arguments_come_back_as_they_were_sent_and_can_be_sent_again(client, register):

@@ -6,9 +6,10 @@ from threading import Barrier, Thread
 from uuid import uuid4
 
 import pytest
+from firing import fire
 from sqlalchemy import func, select, update
 
-from app import db, dispatch, outbox, policies, runs, tasks
+from app import db, dispatch, outbox, packs, policies, runs, tasks
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import Reason, RunState, TaskState
@@ -54,7 +55,7 @@ def reread(task):
 
 def test_a_due_task_is_recorded_sent_and_queued(fields, postbox):
     task = make(fields, kwargs={"n": 1}, schedule={"type": "now"})
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     [run] = recorded(task)
     assert (run.state, run.trigger, run.attempt, run.missed) == (RunState.QUEUED, "schedule", 1, 0)
     assert run.id == runs.identify(task.id, run.scheduled_for)
@@ -65,7 +66,7 @@ def test_a_due_task_is_recorded_sent_and_queued(fields, postbox):
 
 def test_a_task_that_is_not_due_is_not_fired_and_its_next_slot_is_told(fields, postbox):
     task = make(fields, schedule={"type": "once", "at": (now() + timedelta(hours=1)).isoformat()})
-    fired = dispatch.fire(postbox.publish, [task.id])
+    fired = fire(postbox.publish, [task.id])
     assert not postbox.sent
     assert fired.next_run_at == {task.id: task.next_run_at}
 
@@ -73,7 +74,7 @@ def test_a_task_that_is_not_due_is_not_fired_and_its_next_slot_is_told(fields, p
 def test_firing_again_adds_nothing(fields, postbox):
     task = make(fields, schedule={"type": "now"})
     for _ in range(3):
-        dispatch.fire(postbox.publish, [task.id])
+        fire(postbox.publish, [task.id])
     assert len(recorded(task)) == len(postbox.sent) == 1
 
 
@@ -83,7 +84,7 @@ def test_a_slot_that_is_recorded_already_is_not_recorded_twice(fields, postbox):
     with db.transaction() as session:
         new = runs.NewRun(id=runs.identify(task.id, slot), task=task, slot=slot, trigger="backfill")
         runs.record(session, slot, [new])
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert len(recorded(task)) == 1
     assert not postbox.sent
 
@@ -93,12 +94,12 @@ def test_two_firing_at_once_record_each_slot_once(fields, postbox):
     ids = [task.id for task in made]
     barrier = Barrier(2)
 
-    def fire():
+    def repeatedly():
         barrier.wait()
         for _ in range(5):
-            dispatch.fire(postbox.publish, ids)
+            fire(postbox.publish, ids)
 
-    threads = [Thread(target=fire) for _ in range(2)]
+    threads = [Thread(target=repeatedly) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,7 +111,7 @@ def test_two_firing_at_once_record_each_slot_once(fields, postbox):
 def test_a_run_that_the_broker_did_not_take_stays_pending_and_is_sent_again(fields, postbox):
     task = make(fields, schedule={"type": "now"})
     postbox.takes = False
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     [run] = recorded(task)
     assert run.state == RunState.PENDING
     with db.transaction() as session:
@@ -126,7 +127,7 @@ def test_a_run_that_the_broker_did_not_take_stays_pending_and_is_sent_again(fiel
 
 def test_a_one_time_task_is_completed_when_it_is_fired(fields, postbox):
     task = make(fields, schedule={"type": "now"})
-    fired = dispatch.fire(postbox.publish, [task.id])
+    fired = fire(postbox.publish, [task.id])
     assert fired.next_run_at == {task.id: None}
     task = reread(task)
     assert (task.state, task.next_run_at, task.run_count) == (TaskState.COMPLETED, None, 1)
@@ -135,7 +136,7 @@ def test_a_one_time_task_is_completed_when_it_is_fired(fields, postbox):
 def test_a_recurring_task_goes_on_to_its_next_slot(fields, postbox):
     task = make(fields, schedule=every(60, ago=5))
     slot = make_due(task, ago=timedelta(seconds=5))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     task = reread(task)
     assert task.last_run_at == slot
     assert timedelta(seconds=50) < task.next_run_at - slot <= timedelta(seconds=60)
@@ -144,7 +145,7 @@ def test_a_recurring_task_goes_on_to_its_next_slot(fields, postbox):
 def test_max_runs_ends_a_task(fields, postbox):
     task = make(fields, schedule=every(1, ago=5), max_runs=2)
     make_due(task, ago=timedelta(seconds=5))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert len(recorded(task)) == 2
     assert reread(task).state == TaskState.COMPLETED
 
@@ -154,21 +155,21 @@ def test_a_task_that_was_paused_or_deleted_is_not_fired(fields, postbox, change)
     task = make(fields, schedule={"type": "now"})
     with db.transaction() as session:
         change(session, now(), task.id, None)
-    fired = dispatch.fire(postbox.publish, [task.id])
+    fired = fire(postbox.publish, [task.id])
     assert not postbox.sent
     assert fired.next_run_at == {task.id: None}
 
 
 def test_an_entry_of_no_task_is_told_to_go(postbox):
     stranger = uuid4()
-    assert dispatch.fire(postbox.publish, [stranger]).next_run_at == {stranger: None}
+    assert fire(postbox.publish, [stranger]).next_run_at == {stranger: None}
 
 
 def test_a_task_that_another_beat_is_firing_is_passed_over(fields, postbox):
     task = make(fields, schedule={"type": "now"})
     with db.transaction() as session:
         session.scalars(select(Task).where(Task.id == task.id).with_for_update()).one()
-        fired = dispatch.fire(postbox.publish, [task.id])
+        fired = fire(postbox.publish, [task.id])
     assert fired.next_run_at == {}
     assert not postbox.sent
 
@@ -197,7 +198,7 @@ def test_the_audit_path_fires_what_nobody_rang_and_has_it_mirrored_again(fields,
 def test_after_downtime_the_catchup_policy_decides(fields, postbox, policy, states):
     task = make(fields, schedule=every(5, ago=31), catchup={"policy": policy, "window": timedelta(days=1)})
     make_due(task, ago=timedelta(seconds=31))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     found = recorded(task)
     assert sum(run.missed + 1 for run in found) == 7
     assert [run.state for run in found] == states
@@ -207,7 +208,7 @@ def test_after_downtime_the_catchup_policy_decides(fields, postbox, policy, stat
 def test_slots_older_than_the_window_are_recorded_as_missed(fields, postbox):
     task = make(fields, schedule=every(60, ago=600), catchup={"policy": "all", "window": timedelta(seconds=150)})
     make_due(task, ago=timedelta(seconds=600))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     first, *others = recorded(task)
     assert (first.state, first.reason, first.missed) == ("skipped", Reason.MISSED, 7)
     assert [run.state for run in others] == ["queued"] * 3
@@ -216,7 +217,7 @@ def test_slots_older_than_the_window_are_recorded_as_missed(fields, postbox):
 def test_a_narrow_window_holds_back_nothing_that_can_start_in_time(fields, postbox):
     task = make(fields, schedule=every(2, ago=9), catchup={"policy": "none", "window": timedelta(seconds=1)})
     make_due(task, ago=timedelta(seconds=9))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert [run.state for run in recorded(task)] == ["queued"] * 5
 
 
@@ -226,7 +227,7 @@ def test_a_long_absence_is_counted_to_a_bound_and_costs_little(fields, postbox):
         session.execute(update(Task).values(catchup_window=None))
     make_due(task, ago=timedelta(days=400))
     started = time.monotonic()
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert time.monotonic() - started < 3
     newest, *fresh = recorded(task)
     assert (newest.state, len(fresh)) == ("queued", 10)
@@ -239,7 +240,7 @@ def test_two_slots_close_together_do_not_hide_a_long_absence(fields, postbox):
     with db.transaction() as session:
         nine = db.now(session).replace(hour=9, minute=0, second=0, microsecond=0) - timedelta(days=1)
         session.execute(update(Task).values(next_run_at=nine))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert recorded(task)[0].state == "queued"
 
 
@@ -248,7 +249,7 @@ def test_a_rare_task_without_a_window_is_fired(fields, postbox, expression):
     task = make(fields, schedule={"type": "cron", "expression": expression})
     with db.transaction() as session:
         session.execute(update(Task).values(catchup_window=None, next_run_at=db.now(session)))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert [run.state for run in recorded(task)] == ["queued"]
 
 
@@ -256,7 +257,7 @@ def test_a_slot_that_overlap_skipped_does_not_count_toward_max_runs(fields, post
     task = make(fields, schedule=every(60, ago=30), overlap="skip", max_runs=2)
     for _ in range(3):
         make_due(task)
-        dispatch.fire(postbox.publish, [task.id])
+        fire(postbox.publish, [task.id])
     assert [run.state for run in recorded(task)] == ["queued", "skipped", "skipped"]
     assert reread(task).state == TaskState.ACTIVE
 
@@ -264,31 +265,31 @@ def test_a_slot_that_overlap_skipped_does_not_count_toward_max_runs(fields, post
 def test_what_a_batch_has_no_time_to_plan_stays_due(fields, postbox, monkeypatch):
     monkeypatch.setattr(dispatch, "PLANNING", -1.0)
     task = make(fields, schedule={"type": "now"})
-    assert dispatch.fire(postbox.publish, [task.id]).next_run_at == {task.id: task.next_run_at}
+    assert fire(postbox.publish, [task.id]).next_run_at == {task.id: task.next_run_at}
     monkeypatch.undo()
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert len(postbox.sent) == 1
 
 
 def test_a_one_time_task_that_was_missed_runs_however_late(fields, postbox):
     task = make(fields, schedule={"type": "once", "at": (now() - timedelta(days=40)).isoformat()})
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert [run.state for run in recorded(task)] == ["queued"]
 
 
 def test_a_slot_is_skipped_while_an_earlier_run_is_open(fields, postbox):
     task = make(fields, schedule=every(60, ago=30), overlap="skip")
     make_due(task)
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     make_due(task)
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     first, second = recorded(task)
     assert first.state == "queued"
     assert (second.state, second.reason) == ("skipped", Reason.OVERLAP)
     with db.transaction() as session:
         session.execute(update(Run).where(Run.id == first.id).values(state="succeeded"))
     make_due(task)
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert recorded(task)[-1].state == "queued"
 
 
@@ -310,7 +311,7 @@ def test_resuming_from_the_last_slot_fires_what_the_pause_held_back(fields, post
     with db.transaction() as session:
         tasks.pause(session, now(), task.id, None)
         tasks.resume(session, now(), task.id, "last")
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     assert len(recorded(task)) == 6
 
 
@@ -318,7 +319,7 @@ def test_a_task_whose_slots_cannot_be_computed_is_paused_and_its_neighbours_are_
     poison, sound = make(fields, schedule={"type": "now"}), make(fields, schedule={"type": "now"})
     with db.transaction() as session:
         session.execute(update(Task).where(Task.id == poison.id).values(schedule={"type": "riddle"}))
-    fired = dispatch.fire(postbox.publish, [poison.id, sound.id])
+    fired = fire(postbox.publish, [poison.id, sound.id])
     assert [message.ticket.task for message in postbox.sent] == [sound.id]
     assert fired.next_run_at == {poison.id: None, sound.id: None}
     paused = reread(poison)
@@ -328,10 +329,11 @@ def test_a_task_whose_slots_cannot_be_computed_is_paused_and_its_neighbours_are_
 
 def test_many_tasks_are_fired_with_as_many_statements_as_one(fields, postbox, statements):
     made = [make(fields, schedule={"type": "now"}) for _ in range(100)]
+    packs.pace()  # read each few seconds, however much is fired
     with statements() as one:
-        dispatch.fire(postbox.publish, [made[0].id])
+        fire(postbox.publish, [made[0].id])
     with statements() as many:
-        dispatch.fire(postbox.publish, [task.id for task in made[1:]])
+        fire(postbox.publish, [task.id for task in made[1:]])
     assert len(many) == len(one)
     with db.transaction() as session:
         assert session.scalar(select(func.count()).select_from(Run)) == 100

@@ -6,9 +6,10 @@ import signal
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore
+from firing import fire
 from sqlalchemy import select
 
-from app import db, dispatch, tasks
+from app import db, tasks
 from app.models import Run
 from app.states import Reason, RunState
 from workers import execution
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("database")
 def ticket(fields, postbox):
     with db.transaction() as session:
         task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}))
-    dispatch.fire(postbox.publish, [task.id])
-    return postbox.sent.pop().ticket
+    fire(postbox.publish, [task.id])
+    return postbox.sent[-1].ticket
 
 
 @pytest.fixture(autouse=True)
@@ -45,22 +46,22 @@ def fail(exc):
 
 
 def test_a_result_is_returned_and_recorded(ticket):
-    assert execution.execute(ticket, "w@h", lambda: {"n": 1}) == {"n": 1}
+    assert execution.execute(ticket, "w@h", "debug.echo", lambda: {"n": 1}) == {"n": 1}
     run = reread(ticket)
     assert (run.state, run.result, run.worker) == (RunState.SUCCEEDED, {"n": 1}, "w@h")
 
 
 def test_a_second_delivery_is_ignored_and_calls_nothing(ticket):
-    execution.execute(ticket, "w@h", lambda: 1)
+    execution.execute(ticket, "w@h", "debug.echo", lambda: 1)
     called = []
     with pytest.raises(Ignore):
-        execution.execute(ticket, "w@h", lambda: called.append(1))
+        execution.execute(ticket, "w@h", "debug.echo", lambda: called.append(1))
     assert called == []
 
 
 def test_an_error_is_raised_and_recorded_with_its_traceback(ticket):
     with pytest.raises(ZeroDivisionError):
-        execution.execute(ticket, "w@h", lambda: 1 / 0)
+        execution.execute(ticket, "w@h", "debug.echo", lambda: 1 / 0)
     run = reread(ticket)
     assert (run.state, run.reason) == (RunState.FAILED, Reason.ERROR)
     assert (run.error["type"], run.error["message"]) == ("ZeroDivisionError", "division by zero")
@@ -69,22 +70,22 @@ def test_an_error_is_raised_and_recorded_with_its_traceback(ticket):
 
 def test_the_soft_limit_strikes_the_target_and_is_recorded_as_a_timeout(ticket):
     with pytest.raises(SoftTimeLimitExceeded):
-        execution.execute(ticket, "w@h", lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        execution.execute(ticket, "w@h", "debug.echo", lambda: os.kill(os.getpid(), signal.SIGUSR1))
     assert reread(ticket).reason == Reason.TIMEOUT
 
 
 def test_a_soft_limit_that_strikes_after_the_target_changes_nothing(ticket, monkeypatch):
-    insist = execution._insist
+    insist = execution.insist
 
     def disturbed(*args):
         os.kill(os.getpid(), signal.SIGUSR1)
         return insist(*args)
 
     def call():
-        monkeypatch.setattr(execution, "_insist", disturbed)
+        monkeypatch.setattr(execution, "insist", disturbed)
         return "done"
 
-    assert execution.execute(ticket, "w@h", call) == "done"
+    assert execution.execute(ticket, "w@h", "debug.echo", call) == "done"
     assert reread(ticket).state == RunState.SUCCEEDED
 
 
@@ -98,7 +99,7 @@ def test_a_soft_limit_that_strikes_before_the_target_ends_it_as_soon_as_it_is_ca
     monkeypatch.setattr(execution, "_claim", disturbed)
     called = []
     with pytest.raises(SoftTimeLimitExceeded):
-        execution.execute(ticket, "w@h", lambda: called.append(1))
+        execution.execute(ticket, "w@h", "debug.echo", lambda: called.append(1))
     assert called == []
     assert reread(ticket).reason == Reason.TIMEOUT
 
@@ -116,13 +117,13 @@ def test_a_soft_limit_that_strikes_before_the_target_ends_it_as_soon_as_it_is_ca
     ],
 )
 def test_whatever_a_target_returns_can_be_stored(ticket, result, kept):
-    execution.execute(ticket, "w@h", lambda: result)
+    execution.execute(ticket, "w@h", "debug.echo", lambda: result)
     run = reread(ticket)
     assert (run.state, run.result) == (RunState.SUCCEEDED, kept)
 
 
 def test_a_result_over_64_kib_is_cut_and_says_so(ticket):
-    execution.execute(ticket, "w@h", lambda: "x" * 100_000)
+    execution.execute(ticket, "w@h", "debug.echo", lambda: "x" * 100_000)
     kept = reread(ticket).result
     assert kept["truncated"] is True
     assert kept["size"] == 100_002
@@ -132,7 +133,7 @@ def test_a_result_over_64_kib_is_cut_and_says_so(ticket):
 def test_whatever_a_target_raises_can_be_stored(ticket):
     message = "\0\ud800" + "x" * 100_000
     with pytest.raises(RuntimeError):
-        execution.execute(ticket, "w@h", fail(RuntimeError(message)))
+        execution.execute(ticket, "w@h", "debug.echo", fail(RuntimeError(message)))
     error = reread(ticket).error
     assert error["message"].startswith("\N{SYMBOL FOR NULL}?x")
     assert len(error["message"]) == execution.MAX_MESSAGE

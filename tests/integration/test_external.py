@@ -1,13 +1,15 @@
 """Runs of other apps' targets: where they go, and what ends them. PostgreSQL is real, the other app is played."""
 
+import math
 from datetime import timedelta
 
 import pytest
+from firing import fire
 from sqlalchemy import select, update
 
-from app import db, dispatch, errors, external, outbox, queries, runs, schemas, settings, tasks
-from app.messages import EXTERNAL_GRACE, Ticket
-from app.models import Run
+from app import db, errors, external, outbox, packs, queries, runs, schemas, settings, tasks
+from app.messages import EXTERNAL_GRACE, Message, Ticket
+from app.models import Run, Target
 from app.states import Reason, RunState
 from beat.chores import Chores
 
@@ -38,7 +40,7 @@ def sent(create, postbox):
     """Fires a task of another app's target and gives its message."""
 
     def call(**changed):
-        dispatch.fire(postbox.publish, [create(**changed).id])
+        fire(postbox.publish, [create(**changed).id])
         return postbox.sent[-1]
 
     return call
@@ -53,7 +55,7 @@ def reread(ticket):
         return session.scalars(select(Run).where(Run.id == ticket.run)).one()
 
 
-def succeed(ticket, result="paid"):
+def succeed(ticket, result='"paid"'):
     with db.transaction() as session:
         return external.succeed(session, ticket, result, "1@there")
 
@@ -123,13 +125,20 @@ def test_an_answer_that_is_quicker_than_the_confirm_counts(sent, postbox):
     assert succeed(ticket)
     with db.transaction() as session:
         runs.mark_queued(session, [ticket])
-    assert reread(ticket).state == RunState.SUCCEEDED
+    run = reread(ticket)
+    assert (run.state, run.published_at) == (RunState.SUCCEEDED, ticket.sent_at)
+
+
+def test_an_answer_of_nothing_leaves_no_result(sent):
+    ticket = sent().ticket
+    assert succeed(ticket, None)
+    assert reread(ticket).result is None
 
 
 def test_a_second_answer_is_refused(sent):
     ticket = sent().ticket
     assert succeed(ticket)
-    assert not succeed(ticket, "again")
+    assert not succeed(ticket, '"again"')
     assert fail(ticket) is None
     assert reread(ticket).result == "paid"
 
@@ -196,7 +205,35 @@ def test_what_another_app_has_taken_is_not_taken_for_vanished(sent, postbox):
     theirs, ours = sent().ticket, sent(target="debug.echo").ticket
     for ticket in (theirs, ours):
         age(ticket, timedelta(seconds=10))
-    assert Chores(postbox)._queued() == [("default", 1)]
+    with db.transaction() as session:
+        assert outbox.count_queued(session) == {"default": 1}
+
+
+def test_what_another_app_is_to_read_travels_alone_even_where_a_worker_of_ours_once_had_its_target(create, postbox):
+    with db.transaction() as session:
+        session.add(
+            Target(
+                name="billing.charge",
+                queue="default",
+                signature="(amount)",
+                parameters=[{"name": "amount", "kind": "keyword_only", "default": None, "annotation": None}],
+                documentation="",
+                duration=timedelta(milliseconds=1),
+                last_seen_at=db.now(session),
+            )
+        )
+    packs._Known.until = -math.inf
+    made = [create(kwargs={"cents": 5}).id for _ in range(packs.FEW)]  # and what it takes is not ours to say
+    fire(postbox.publish, made)
+    assert packs.pace().durations["billing.charge"]
+    assert {type(parcel) for parcel in postbox.parcels} == {Message}
+    assert len(postbox.parcels) == packs.FEW
+
+
+def test_whether_another_apps_target_is_there_is_not_known(create):
+    with db.transaction() as session:
+        shown = schemas.TaskDetailSchema().dump(queries.task_detail(session, create().id))
+    assert shown["target_available"] is None
 
 
 def test_the_chore_waits_for_answers_that_waited_for_postgresql(sent, postbox):

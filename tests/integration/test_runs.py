@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 import pytest
+from firing import fire
 from sqlalchemy import select, update
 
-from app import db, dispatch, errors, outbox, runs, states, tasks
+from app import db, errors, outbox, runs, states, tasks
 from app.messages import Ticket
 from app.models import Attempt, Run
 from app.states import Reason, RunState
@@ -23,8 +24,8 @@ def ticket(fields, postbox):
         task = tasks.create(
             session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 3} | RETRY)
         )
-    dispatch.fire(postbox.publish, [task.id])
-    return postbox.sent.pop().ticket
+    fire(postbox.publish, [task.id])
+    return postbox.sent[-1].ticket
 
 
 def again(ticket):
@@ -57,15 +58,15 @@ def test_a_run_is_claimed_once(ticket):
 
 def test_a_result_is_recorded_once(ticket):
     do(runs.claim, ticket, "one@host")
-    assert do(runs.succeed, ticket, {"n": 1})
-    assert not do(runs.succeed, ticket, {"n": 2})
+    assert do(runs.succeed, ticket, '{"n": 1}')
+    assert not do(runs.succeed, ticket, '{"n": 2}')
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
     run = reread(ticket)
     assert (run.state, run.result, run.error) == (RunState.SUCCEEDED, {"n": 1}, None)
 
 
 def test_a_run_that_nobody_claimed_has_no_result(ticket):
-    assert not do(runs.succeed, ticket, {})
+    assert not do(runs.succeed, ticket, "{}")
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
 
 
@@ -116,10 +117,10 @@ def test_a_superseded_attempt_moves_nothing(ticket):
     assert do(runs.rescue_lost) == (1, 0)
     [message] = do(outbox.take_retries)
     do(runs.claim, message.ticket, "two@host")
-    assert not do(runs.succeed, ticket, {"from": "the dead"})
+    assert not do(runs.succeed, ticket, '{"from": "the dead"}')
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
     assert not do(runs.claim, ticket, "one@host")
-    assert do(runs.succeed, message.ticket, {})
+    assert do(runs.succeed, message.ticket, "{}")
     assert [past.outcome for past in attempts(ticket)] == ["lost"]
 
 
@@ -164,10 +165,11 @@ def test_deleting_a_task_cancels_what_waits_of_it(ticket):
 
 
 def test_a_queued_run_that_vanished_is_sent_again_under_the_same_attempt(ticket):
-    assert do(outbox.take_vanished, "default") == []  # a moment ago it was confirmed
+    assert do(outbox.take_vanished, "default", 9) == []  # a moment ago it was confirmed
     with db.transaction() as session:
         session.execute(update(Run).values(published_at=Run.published_at - outbox.SENDING))
-    [message] = do(outbox.take_vanished, "default")
+    assert do(outbox.count_queued) == {"default": 1}
+    [message] = do(outbox.take_vanished, "default", 1)
     assert message.ticket == ticket
     assert reread(ticket).state == RunState.PENDING
 

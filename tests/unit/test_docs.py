@@ -1,12 +1,18 @@
 """The documentation says what the code does."""
 
+import base64
+import importlib
+import inspect
 import re
+import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from app import settings, states
 
+TARGETS = ("debug.echo", "debug.fail", "debug.sleep", "http.request", "shell.run")
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").rglob("*.md")
@@ -50,3 +56,35 @@ def test_the_chores_in_the_architecture_are_those_that_run():
 def test_the_readme_shows_the_page_of_every_document():
     readme = (ROOT / "README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_kwargs_of_each_target_are_those_of_its_function():
+    sections = re.split(r"^## `([\w.]+)`$", (ROOT / "docs/targets.md").read_text(), flags=re.MULTILINE)[1:]
+    shown = {name: _rows(body) for name, body in zip(sections[::2], sections[1::2], strict=True)}
+    assert shown == {name: _kwargs(name) for name in shown}
+    assert sorted(shown) == sorted(TARGETS)
+
+
+def _rows(section):
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", section, re.MULTILINE)
+    return [(name, default == "required") for name, default in rows]
+
+
+def _kwargs(target):
+    module, function = target.split(".")
+    run = getattr(importlib.import_module(f"workers.targets.{module}"), function).run
+    parameters = [p for p in inspect.signature(run).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    return [(parameter.name, parameter.default is parameter.empty) for parameter in parameters]
+
+
+def test_the_lines_that_verify_a_signature_do():
+    from workers.targets import http  # noqa: PLC0415 - only after the environment stands
+
+    [lines] = re.findall(r"<!-- verify -->\n```python\n(.+?)```", (ROOT / "docs/targets.md").read_text(), re.DOTALL)
+    there = {}
+    exec(lines, there)
+    key = secrets.token_bytes(32)
+    headers = http.sign((key,), "run", int(datetime.now(UTC).timestamp()), b"[1]")
+    assert there["receive"](b"[1]", headers, "whsec_" + base64.b64encode(key).decode()) == [1]
+    with pytest.raises(there["WebhookVerificationError"]):
+        there["receive"](b"[2]", headers, "whsec_" + base64.b64encode(key).decode())

@@ -1,5 +1,6 @@
 """What the environment may say, and how a mistake in it is told."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -61,7 +62,10 @@ def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path)
         ({"PUNCTUAL_EXTERNAL_TARGETS": "punctual.*@b"}, "PUNCTUAL_EXTERNAL_TARGETS: 'punctual.*@b' is not"),
         ({"PUNCTUAL_EXTERNAL_TARGETS": "a.*@default"}, "PUNCTUAL_EXTERNAL_TARGETS: 'a.*@default' is not"),
         ({"PUNCTUAL_EXTERNAL_TARGETS": "a.*@punctual.x"}, "PUNCTUAL_EXTERNAL_TARGETS: 'a.*@punctual.x' is not"),
-        ({"PUNCTUAL_SHELL": "on"}, "PUNCTUAL_SHELL: is not available in this version"),
+        ({"PUNCTUAL_SHELL": "perhaps"}, "PUNCTUAL_SHELL: Input should be a valid boolean"),
+        ({"PUNCTUAL_WEBHOOK_SECRET": "s3cret"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
+        ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_c2hvcnQ="}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
+        ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_" + 40 * "!"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24"),
         ({"SECRET_KEY_FILE": "/no/such/file"}, "SECRET_KEY_FILE: cannot be read"),
         ({"SECRET_KEY_FILE": "/no/such/file", "SECRET_KEY": "x"}, "SECRET_KEY: given twice, also as SECRET_KEY_FILE"),
     ],
@@ -79,6 +83,18 @@ def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error():
     assert "s3cret" not in str(caught.value)
 
 
+def test_keys_that_sign_are_separated_by_spaces_or_commas_and_shown_nowhere():
+    secrets = ["whsec_" + base64.b64encode(bytes([n]) * 24).decode() for n in range(3)]
+    read = Settings.read(GIVEN | {"PUNCTUAL_WEBHOOK_SECRET": f"{secrets[0]}, {secrets[1]} {secrets[2]}"})
+    assert read.webhook_keys == (b"\x00" * 24, b"\x01" * 24, b"\x02" * 24)
+    assert "whsec_" not in repr(read)
+    assert Settings.read(GIVEN).webhook_keys == ()
+    with pytest.raises(ValueError, match="must be whsec_") as caught:
+        Settings.read(GIVEN | {"PUNCTUAL_WEBHOOK_SECRET": f"{secrets[0]} s3cret"})
+    assert "s3cret" not in str(caught.value)
+    assert secrets[0] not in str(caught.value)
+
+
 @pytest.mark.parametrize("module", ["beat.main", "workers.main", "web.main"])
 def test_a_process_ends_at_start_with_one_clear_line(module):
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | GIVEN | {"PORT": "eighty"}
@@ -87,3 +103,21 @@ def test_a_process_ends_at_start_with_one_clear_line(module):
     assert ended.returncode == 1
     assert ended.stderr.startswith("punctual: PORT: ")
     assert ended.stderr.count("\n") == 1
+
+
+ON_A_TEST = GIVEN | {"DATABASE_URL": "postgresql+psycopg://db/punctual_drill_1"}
+
+
+def test_a_fail_point_is_taken_on_a_drills_database():
+    assert Settings.read(ON_A_TEST | {"PUNCTUAL_FAIL_POINT": "fired:2:pause=1.5"}).PUNCTUAL_FAIL_POINT
+
+
+def test_a_fail_point_is_refused_in_production():
+    with pytest.raises(ValueError, match=r"^PUNCTUAL_FAIL_POINT: .* drill's or a test's$"):
+        Settings.read(GIVEN | {"PUNCTUAL_FAIL_POINT": "fired:2:kill"})
+
+
+@pytest.mark.parametrize("text", ["fired", "fired:0:kill", "elsewhere:1:kill", "fired:1:explode", "fired:1:pause="])
+def test_a_fail_point_that_names_nothing_is_refused(text):
+    with pytest.raises(ValueError, match=r"^PUNCTUAL_FAIL_POINT: must be POINT:NTH:kill"):
+        Settings.read(ON_A_TEST | {"PUNCTUAL_FAIL_POINT": text})

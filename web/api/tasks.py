@@ -49,13 +49,13 @@ def index(wanted: Fields) -> queries.Page[models.Task]:
 
 
 @blp.serves("GET", "/tasks/<uuid:task_id>")
-@blp.gives(200, schemas.TaskSchema, headers=("ETag",))
+@blp.gives(200, schemas.TaskDetailSchema, headers=("ETag",))
 @blp.refuses(404)
-def show(task_id: UUID) -> tuple[models.Task, dict[str, str]]:
-    """Shows a task."""
+def show(task_id: UUID) -> tuple[queries.TaskDetail, dict[str, str]]:
+    """Shows a task, and whether its target can be called."""
     with db.transaction() as session:
-        task = queries.task(session, task_id)
-    return task, tag(task)
+        detail = queries.task_detail(session, task_id)
+    return detail, tag(detail.task)
 
 
 @blp.serves("PATCH", "/tasks/<uuid:task_id>")

@@ -12,7 +12,7 @@ def echo(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"args": list(args), "kwargs": kwargs}
 
 
-@celery_app.task(name="debug.sleep")  # type: ignore[untyped-decorator]
+@celery_app.task(name="debug.sleep", packable=False)  # type: ignore[untyped-decorator]
 def sleep(seconds: float) -> float:
     """Sleeps, and returns for how many seconds."""
     time.sleep(seconds)

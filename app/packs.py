@@ -1,0 +1,211 @@
+"""Packs: which short runs share a message, how many, and their moves in bulk.
+
+Celery's own cost per message and two commits per run bound a worker; one message that carries many runs is claimed
+with one statement and recorded with one. Each run keeps its own stamps, result and error.
+"""
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import DateTime, Text, cast, func, null, select, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Session
+
+from app import db, errors, keys, settings
+from app.messages import Message, Pack, Parcel, Ticket
+from app.models import Run, Target
+from app.states import CLAIMABLE, RunState
+
+WORK = 0.2
+"""Seconds of work in a pack at most, by how long runs of its target took lately."""
+
+MAX_RUNS = 200
+MAX_BYTES = 512 * 1024
+
+FEW = 16
+"""Fewer runs of a target than this are never packed: each may as well have a process of its own."""
+
+PER_PROCESS = 2
+"""Packs that each process gets of a batch before packs grow: one that is slow then holds up half of its share."""
+
+FRESH = 2.0
+"""Seconds for which what was read of the targets holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long runs of each target take, in seconds, as its workers saw lately, and how many processes work on each
+    queue. Targets without a figure are not packed: unknown ones, those of other apps, and those that declare that
+    they must not be."""
+
+    durations: Mapping[str, float]
+    processes: Mapping[str, int]
+
+
+class _Known:
+    """What was read last. Threads may read it anew at the same time, which does no harm."""
+
+    pace = Pace(durations={}, processes={})
+    until = -math.inf
+
+
+def pace() -> Pace:
+    """How long runs take now. Where PostgreSQL is away: as last known."""
+    if time.monotonic() >= _Known.until:
+        try:
+            _Known.pace = _read()
+        except errors.Unavailable:
+            return _Known.pace
+        _Known.until = time.monotonic() + FRESH
+    return _Known.pace
+
+
+def _read() -> Pace:
+    with db.transaction() as session:
+        known = session.execute(select(Target.name, Target.duration)).all()
+    return Pace(durations={name: duration.total_seconds() for name, duration in known if duration}, processes={})
+
+
+def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
+    """Puts messages together, in their order, that may travel so: first attempts of one quick target, of which there
+    are many. The others go by themselves, and so does all that another app is to read, whatever a worker of ours told
+    of its target."""
+    theirs = settings.load().external_queues
+    parcels: list[Parcel] = []
+    alike: dict[tuple[str, str, int], list[Message]] = defaultdict(list)
+    for message in messages:
+        if message.target in pace.durations and message.ticket.attempt == 1 and message.queue not in theirs:
+            alike[message.target, message.queue, message.priority].append(message)
+        else:
+            parcels.append(message)
+    for (target, queue, _), group in alike.items():
+        size = _size(len(group), pace.durations[target], pace.processes.get(queue, 1))
+        parcels += _parts(group, size) if size > 1 else group
+    return parcels
+
+
+def is_worth_it(messages: Sequence[Message]) -> bool:
+    """Whether to look at all."""
+    return len(messages) >= FEW and settings.load().PUNCTUAL_PACKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A run of a pack that returned: when by PostgreSQL's clock, and what, as JSON."""
+
+    ticket: Ticket
+    started_at: datetime
+    finished_at: datetime
+    result: str | None
+
+
+def claim_all(session: Session, tickets: Sequence[Ticket], worker: str) -> tuple[set[UUID], datetime | None]:
+    """Takes the runs of a pack for this worker, before it knows when each will start. Returns those that it got, and
+    when that was by PostgreSQL's clock."""
+    wanted = keys.attempts(tickets, sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]))
+    taken = session.execute(
+        update(Run)
+        .where(keys.at(wanted, tickets), Run.state.in_(CLAIMABLE))
+        .values(
+            state=RunState.RUNNING,
+            worker=worker,
+            published_at=func.coalesce(Run.published_at, wanted.c.sent_at),
+            heartbeat_at=func.statement_timestamp(),
+        )
+        .returning(Run.id, Run.heartbeat_at)
+        .execution_options(synchronize_session=False)
+    ).all()
+    return {row.id for row in taken}, taken[0].heartbeat_at if taken else None
+
+
+def begin_all(session: Session, started: Sequence[tuple[Ticket, datetime]]) -> None:
+    """Notes when runs of a pack started. What never does so counts as not begun: see `give_back` and `rescue_lost`."""
+    tickets = [ticket for ticket, _ in started]
+    wanted = keys.attempts(tickets, started_at=(DateTime(timezone=True), [at for _, at in started]))
+    session.execute(
+        update(Run)
+        .where(keys.at(wanted, tickets), Run.state == RunState.RUNNING)
+        .values(
+            started_at=func.coalesce(Run.started_at, wanted.c.started_at),
+            attempt_started_at=wanted.c.started_at,
+            heartbeat_at=func.statement_timestamp(),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
+    """Records runs of a pack that returned. The ids that are missing in the answer were superseded."""
+    tickets = [each.ticket for each in done]
+    wanted = keys.attempts(
+        tickets,
+        started_at=(DateTime(timezone=True), [each.started_at for each in done]),
+        finished_at=(DateTime(timezone=True), [each.finished_at for each in done]),
+        result=(Text(), [each.result for each in done]),
+    )
+    moved = session.scalars(
+        update(Run)
+        .where(keys.at(wanted, tickets), Run.state == RunState.RUNNING)
+        .values(
+            state=RunState.SUCCEEDED,
+            result=cast(wanted.c.result, JSONB),
+            error=null(),
+            started_at=func.coalesce(Run.started_at, wanted.c.started_at),
+            attempt_started_at=wanted.c.started_at,
+            finished_at=wanted.c.finished_at,
+        )
+        .returning(Run.id)
+        .execution_options(synchronize_session=False)
+    )
+    return set(moved)
+
+
+def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime) -> int:
+    """Makes runs of a pack pending again that were claimed at that moment and never begun; `publish_pending` sends
+    them. Returns how many there were.
+
+    The attempt stays the same, so what fences is the stamp of the very claim: somebody else's claim of a run that was
+    given back before has another one.
+    """
+    wanted = keys.attempts(tickets)
+    given = session.execute(
+        update(Run)
+        .where(
+            keys.at(wanted, tickets),
+            Run.state == RunState.RUNNING,
+            Run.attempt_started_at.is_(None),
+            Run.heartbeat_at == claimed_at,
+        )
+        .values(state=RunState.PENDING, worker=None, heartbeat_at=None, published_at=None)
+        .execution_options(synchronize_session=False)
+    )
+    return int(given.rowcount)  # type: ignore[attr-defined]
+
+
+def _size(count: int, duration: float, processes: int) -> int:
+    """How many runs a pack may hold."""
+    if count < FEW:
+        return 1
+    spread = math.ceil(count / (processes * PER_PROCESS))
+    return min(spread, MAX_RUNS, int(WORK / max(duration, WORK / MAX_RUNS)))
+
+
+def _parts(group: Sequence[Message], size: int) -> Iterable[Parcel]:
+    """Packs of `size` runs, or fewer where their arguments are large."""
+    part: list[Message] = []
+    weight = 0
+    for message in group:
+        own = len(json.dumps([message.args, message.kwargs])) if message.args or message.kwargs else 0
+        if part and (len(part) >= size or weight + own > MAX_BYTES):
+            yield Pack.of(part)
+            part, weight = [], 0
+        part.append(message)
+        weight += own
+    if part:
+        yield Pack.of(part)

@@ -1,0 +1,346 @@
+"""Stores of the drill's own: killed, stopped, paused, and started again on the same port and data.
+
+Never the machine's: each is a process that was started here, on a free port and a folder of its own.
+"""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import amqp
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from sqlalchemy import make_url
+
+from deploy import embedded, postgresql, processes
+from deploy.processes import Program
+
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""Debian's own script, below the one that changes the user."""
+
+START_WITHIN = 90.0
+DATABASE = "punctual_drill"
+"""The fail points ask for a database with this word in its name."""
+
+MASTER = "drill"
+DOWN_AFTER_MS = 1500
+REDIS_SETTINGS = """\
+bind 127.0.0.1
+port {port}
+save ""
+appendonly {keeps}
+maxmemory-policy noeviction
+repl-diskless-sync-delay 0
+"""
+SENTINEL_SETTINGS = """\
+bind 127.0.0.1
+port {port}
+sentinel monitor {master} 127.0.0.1 {master_port} 2
+sentinel down-after-milliseconds {master} {down_after}
+sentinel failover-timeout {master} 5000
+sentinel parallel-syncs {master} 2
+"""
+RABBITMQ_SETTINGS = """\
+listeners.tcp.local = 127.0.0.1:{port}
+raft.wal_max_size_bytes = 33554432
+"""
+
+
+class Store:
+    """One server: a program, and how to see that it answers."""
+
+    def __init__(self, program: Program, is_ready: Callable[[], bool], crash: signal.Signals = signal.SIGKILL) -> None:
+        self.program = replace(program, stop_signal=crash)
+        self.is_ready = is_ready
+        self._keeper: processes.Keeper | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    def start(self) -> None:
+        """Starts it, and returns when it answers. Raises StartError."""
+        with self._lock:
+            self._keeper = processes.Keeper(self.program, lambda *_: None)
+            self._keeper.start()
+            processes.wait_until(self.is_ready, [self._keeper], within=START_WITHIN, what=self.name)
+
+    def kill(self) -> None:
+        """Ends it as a power cut would, and returns when it is gone."""
+        with self._lock:
+            keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            processes.stop([keeper])
+
+    @contextmanager
+    def gone(self) -> Iterator[None]:
+        """It is away within, and answers again after."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It is stopped within: its port takes connections and nobody answers."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._keeper is not None and self._keeper.pid is not None:
+            os.killpg(self._keeper.pid, number)
+
+
+@contextmanager
+def database(folder: Path) -> Iterator[tuple[Store, str]]:
+    """PostgreSQL with an empty database; its crash is an immediate stop. Yields its URL too."""
+    with postgresql.prepared(folder) as server:
+        store = Store(server.program, server.is_ready, signal.SIGQUIT)
+        with _running(store):
+            admin = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
+            _make_database(admin)
+            yield store, make_url(server.url).set(database=DATABASE).render_as_string(hide_password=False)
+
+
+def _make_database(admin: str) -> None:
+    import psycopg  # noqa: PLC0415
+
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {DATABASE}")
+
+
+@dataclass(kw_only=True)
+class Redis:
+    """A Redis server on a folder of its own."""
+
+    folder: Path
+    port: int
+    store: Store
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=3, retry=Retry(NoBackoff(), 0), decode_responses=True)
+
+    def empty(self) -> None:
+        """Removes everything that it holds."""
+        with self.client() as client:
+            client.flushall()
+
+    @contextmanager
+    def gone(self, *, comes_back_empty: bool) -> Iterator[None]:
+        self.store.kill()
+        if comes_back_empty:
+            for kept in self.folder.glob("*.aof"):
+                kept.unlink()
+        try:
+            yield
+        finally:
+            self.store.start()
+
+
+@contextmanager
+def redis_server(folder: Path, name: str = "redis", *, keeps: bool = True, of: int | None = None) -> Iterator[Redis]:
+    """A Redis server that keeps its data over a crash, or not; `of` is the port of the master that it follows."""
+    made = _redis(folder, name, keeps=keeps, of=of)
+    with _running(made.store):
+        yield made
+
+
+def _redis(folder: Path, name: str, *, keeps: bool, of: int | None) -> Redis:
+    port = processes.free_port()
+    home = folder / name
+    home.mkdir()
+    text = REDIS_SETTINGS.format(port=port, keeps="yes" if keeps else "no")
+    text += f"replicaof 127.0.0.1 {of}\n" if of else ""
+    (home / "redis.conf").write_text(text, encoding="ascii")
+    program = _redis_program(name, home, "redis.conf")
+    return Redis(folder=home, port=port, store=Store(program, lambda: _answers(port)))
+
+
+def _redis_program(name: str, home: Path, *words: str) -> Program:
+    return Program(
+        name=name,
+        argv=[str(embedded.redis_server()), *words],
+        cwd=home,
+        env={"PATH": os.defpath, processes.MARK: str(home.parent)},
+        log=home.with_name(f"{name}.log"),
+    )
+
+
+def _answers(port: int) -> bool:
+    try:
+        with redis.Redis(port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+@dataclass(kw_only=True)
+class Watched:
+    """Three Redis servers, one of them the master, and three Sentinels that agree on which."""
+
+    servers: list[Redis]
+    sentinels: list[int] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinels)
+        return f"redis-sentinel://{hosts}/{MASTER}/0"
+
+    def client(self) -> redis.Redis:
+        return self.master().client()
+
+    def master(self) -> Redis:
+        """The server that the Sentinels name."""
+        with redis.Redis(port=self.sentinels[0], socket_timeout=3, decode_responses=True) as sentinel:
+            _, port = sentinel.sentinel_get_master_addr_by_name(MASTER)
+        return next(server for server in self.servers if server.port == int(port))
+
+    @contextmanager
+    def failing_over(self) -> Iterator[None]:
+        """The master is killed; within, another takes its place; after, the lost one is started again."""
+        _poll(self.is_whole, within=60, what="the return of all replicas")
+        lost = self.master()
+        lost.store.kill()
+        try:
+            yield
+        finally:
+            try:
+                _poll(lambda: self.master() is not lost, within=30, what="the failover")
+            finally:
+                lost.store.start()
+
+    def is_whole(self) -> bool:
+        """Whether both replicas follow the master, and every Sentinel knows them and the others."""
+        with suppress(redis.RedisError):
+            with self.master().client() as client:
+                info = client.info("replication")
+            if info["role"] != "master" or info["connected_slaves"] != len(self.servers) - 1:
+                return False
+            return all(self._sees_all(port) for port in self.sentinels)
+        return False
+
+    def _sees_all(self, port: int) -> bool:
+        with redis.Redis(port=port, socket_timeout=3, decode_responses=True) as sentinel:
+            seen = sentinel.sentinel_master(MASTER)
+        return bool(seen["num-slaves"] == 2 and seen["num-other-sentinels"] == 2 and not seen["is_odown"])  # noqa: PLR2004
+
+
+@contextmanager
+def watched_redis(folder: Path) -> Iterator[Watched]:
+    with ExitStack() as stack:
+        master = stack.enter_context(redis_server(folder, "redis.1"))
+        made = Watched(servers=[master])
+        for number in (2, 3):
+            made.servers.append(stack.enter_context(redis_server(folder, f"redis.{number}", of=master.port)))
+        for number in (1, 2, 3):
+            made.sentinels.append(stack.enter_context(_sentinel(folder, f"sentinel.{number}", master.port)))
+        _poll(made.is_whole, within=30, what="the Sentinels' agreement")
+        yield made
+
+
+@contextmanager
+def _sentinel(folder: Path, name: str, master_port: int) -> Iterator[int]:
+    port = processes.free_port()
+    home = folder / name
+    home.mkdir()
+    text = SENTINEL_SETTINGS.format(port=port, master=MASTER, master_port=master_port, down_after=DOWN_AFTER_MS)
+    (home / "sentinel.conf").write_text(text, encoding="ascii")
+    store = Store(_redis_program(name, home, "sentinel.conf", "--sentinel"), lambda: _answers(port))
+    with _running(store):
+        yield port
+
+
+@contextmanager
+def rabbitmq(folder: Path) -> Iterator[tuple[Store, str]]:
+    """A RabbitMQ node with a name, a cookie, ports and a port mapper of its own. Yields its URL too."""
+    port, dist, mapper = (processes.free_port() for _ in range(3))
+    home = folder / "rabbitmq"
+    home.mkdir()
+    (home / "rabbitmq.conf").write_text(RABBITMQ_SETTINGS.format(port=port), encoding="ascii")
+    (home / "enabled_plugins").write_text("[].\n", encoding="ascii")
+    (home / "env.conf").touch()
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": "C.UTF-8",
+        "HOME": str(home),  # where Erlang keeps the cookie
+        "RABBITMQ_NODENAME": f"drill-{port}@localhost",
+        "RABBITMQ_MNESIA_BASE": str(home / "data"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "none.config"),
+        "RABBITMQ_CONF_ENV_FILE": str(home / "env.conf"),  # not the machine's own
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+        "RABBITMQ_DIST_PORT": str(dist),
+        "ERL_EPMD_PORT": str(mapper),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_FLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        processes.MARK: str(folder),
+    }
+    # a node that finds no port mapper starts one that would outlive it
+    epmd = Program(
+        name="epmd",
+        argv=["epmd", "-address", "127.0.0.1", "-port", str(mapper)],
+        cwd=home,
+        env=env,
+        log=folder / "epmd.log",
+    )
+    node = Program(name="RabbitMQ", argv=[str(RABBITMQ)], cwd=home, env=env, log=folder / "rabbitmq.log")
+    with _running(Store(epmd, lambda: _listens(mapper))):
+        store = Store(node, lambda: carries(port))
+        with _running(store):
+            yield store, f"amqp://guest:guest@127.0.0.1:{port}//"
+
+
+def has_rabbitmq() -> bool:
+    return RABBITMQ.exists() and shutil.which("epmd") is not None
+
+
+def _listens(port: int) -> bool:
+    import socket  # noqa: PLC0415
+
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def carries(port: int) -> bool:
+    """Whether a RabbitMQ on this port of this machine opens a channel."""
+    with suppress(OSError, amqp.AMQPError):
+        with amqp.Connection(host=f"127.0.0.1:{port}", connect_timeout=3, read_timeout=3) as connection:
+            connection.channel()
+        return True
+    return False
+
+
+@contextmanager
+def _running(store: Store) -> Iterator[None]:
+    try:
+        store.start()
+        yield
+    finally:
+        store.kill()
+
+
+def _poll(look: Callable[[], bool], *, within: float, what: str) -> None:
+    end = time.monotonic() + within
+    while not look():
+        if time.monotonic() > end:
+            raise processes.StartError(f"{what} did not come within {within:.0f} s")
+        time.sleep(processes.POLL)

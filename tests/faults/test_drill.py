@@ -1,0 +1,107 @@
+"""One short hit of each fault of the drill, 20 runs per second falling due: the same harness, checker and bounds."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from stores import GIVEN, need
+
+from drill import campaign, faults, report, stack, stores
+from drill.faults import Bound, Fault
+
+PLAN = campaign.Plan(full=False, lead=3, quiet=2, between=2.5, most=99)
+ROWS = {fault.name: fault for fault in faults.SINGLE}
+
+
+def has_a_broker():
+    return stores.has_rabbitmq() or (GIVEN["BROKER_URL"] or "").startswith("amqp")
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """Commits a fault on a running stack, which serves all tests; returns what came of it."""
+    need("RabbitMQ: install rabbitmq-server, or set BROKER_URL to an amqp:// address", there=has_a_broker())
+    with stack.running() as running:
+        yield lambda fault: attack(running, fault)
+
+
+def attack(running, fault):
+    seed = random.randrange(1000)
+    print(f"\nseed {seed}")
+    result = campaign.attack(running, fault, PLAN, random.Random(seed), print)
+    print(report.table([result]), result.answers, *(result.verdict.offences if result.verdict else ()), sep="\n")
+    assert result.broken == []
+    assert result.verdict.slots > PLAN.per_second
+    assert len(result.committed) == len(fault.variants)
+    return result
+
+
+def some(name, *places):
+    """A row with some of its variants only."""
+    return replace(ROWS[name], variants=tuple(ROWS[name].variants[place] for place in places))
+
+
+def test_beats_killed_paused_and_gone(attacked):
+    rows = [ROWS["leader killed"], some("leader paused", 1), ROWS["all beats but one gone"]]
+    attacked(faults.joined("beats", rows))
+
+
+def test_all_beats_gone(attacked):
+    attacked(ROWS["all beats gone"])
+
+
+def test_a_beat_fails_between_any_two_steps(attacked):
+    rows = [some("beat fails at fired", 0), some("beat fails at published", 1), some("beat fails at confirmed", 0)]
+    attacked(faults.joined("beat fails", rows))
+
+
+def test_a_worker_fails_between_any_two_steps(attacked):
+    rows = [some("worker fails at claimed", 0), some("worker fails at called", 1), some("worker fails at recorded", 0)]
+    attacked(faults.joined("worker fails", rows))
+
+
+def test_redis_emptied_gone_and_back_empty(attacked):
+    rows = [ROWS["Redis emptied"], ROWS["Redis gone"], ROWS["Redis gone, and back empty"]]
+    assert attacked(faults.joined("Redis", rows)).answers.keys() == {"200"}
+
+
+def test_rabbitmq_gone(attacked):
+    need("a RabbitMQ that can be stopped: install rabbitmq-server", there=stores.has_rabbitmq())
+    assert attacked(ROWS["RabbitMQ gone"]).answers.keys() == {"200"}
+
+
+def test_postgresql_gone(attacked):
+    assert attacked(ROWS["PostgreSQL gone"]).answers.keys() == {"200", "503"}
+
+
+def test_a_queue_purged_and_a_queue_deleted_under_a_backlog(attacked):
+    attacked(faults.joined("queue", [ROWS["queue purged"], ROWS["queue deleted"]]))
+
+
+@pytest.mark.parametrize("store", stack.STORES)
+def test_a_store_that_nobody_reaches(attacked, store):
+    variants = tuple(faults.every_link(store, mode) for mode in ("cut", "silent"))
+    # while PostgreSQL or the only RabbitMQ is out of reach nothing can start; Redis is missed by nobody
+    bound = Bound(after=10, worst=8 if store == "Redis" else None, restarts=False)
+    result = attacked(Fault(name=f"{store} out of reach", variants=variants, bound=bound, hits=1))
+    assert ("503" in result.answers) == (store == "PostgreSQL")
+
+
+def test_a_single_link_cut_or_silent(attacked):
+    # beat to PostgreSQL cut, worker to RabbitMQ silent, web to PostgreSQL silent and to Redis cut
+    rows = [
+        some("link of beat cut or silent", 0),
+        some("link of worker cut or silent", 5),
+        some("link of web cut or silent", 1, 2),
+    ]
+    attacked(faults.joined("links", rows))
+
+
+def test_two_faults_at_once(attacked):
+    attacked(faults.pairs(random.randrange(1000), count=1, own_rabbitmq=stores.has_rabbitmq()))
+
+
+def test_redis_fails_over():
+    need("RabbitMQ: install rabbitmq-server, or set BROKER_URL to an amqp:// address", there=has_a_broker())
+    with stack.running(sentinel=True) as running:
+        attack(running, ROWS["Redis failing over"])

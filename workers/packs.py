@@ -1,0 +1,248 @@
+"""Packs in a worker: claimed with one statement, called one by one, recorded with one statement.
+
+In the child, `work`. In the worker's main process, `PackRequest`: it keeps the run alive that the child is at, and
+where that one hangs or kills the child, it records what had ended and gives back what had not begun.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery import signals
+from celery._state import _task_stack
+from celery.exceptions import Ignore, Reject
+from sqlalchemy.orm import Session
+
+from app import db, errors, failpoints, messages, packs
+from app.broker import celery_app
+from app.messages import Message, Pack, Ticket
+from app.states import Reason
+from workers import durations, execution, heartbeat, journal
+from workers.journal import Line, Page, Reading
+
+RECORD_EVERY = 0.1
+"""Seconds after which ended runs are recorded, though the pack goes on."""
+
+SLACK = 0.2
+"""Seconds beyond BEGIN_WITHIN after which the worker gives back what its child has not begun."""
+
+log = logging.getLogger(__name__)
+
+
+class Working:
+    """A pack in a child's hands."""
+
+    def __init__(self, pack: Pack, worker: str) -> None:
+        self.pack = pack
+        self.worker = worker
+        self.page: Page = journal.own()
+        self.claimed = 0.0
+        self.claimed_at = datetime.min.replace(tzinfo=UTC)
+        self.ended: list[Line] = []
+
+    def claim(self) -> set[int]:
+        """Claims what can be claimed; returns the positions. A message delivered twice finds nothing."""
+        tickets = [message.ticket for message in self.pack.messages]
+
+        def step(session: Session) -> set[Any]:
+            # from before the question: no stamp is ever early, and the time to begin is never too long
+            self.claimed = time.monotonic()
+            taken, at = packs.claim_all(session, tickets, self.worker)
+            self.claimed_at = at or self.claimed_at
+            return taken
+
+        try:
+            taken = execution.insist(step, execution.CLAIM_PATIENCE)
+        except errors.Unavailable as exc:
+            raise Reject(exc, requeue=True) from exc
+        return {position for position, ticket in enumerate(tickets) if ticket.run in taken}
+
+    def run(self, positions: Sequence[int]) -> int:
+        """Calls these runs in turn while there is time to begin one. Returns how many were begun."""
+        self.page.open(self.pack.id, self.claimed, self.claimed_at)
+        recorded = time.monotonic()
+        for begun, position in enumerate(positions):
+            # The position is written before the clock is asked, and the worker asks the clock before it reads the
+            # position: so one that it gives back as not begun is not begun.
+            self.page.begin(position, self._now())
+            if time.monotonic() > self.claimed + messages.BEGIN_WITHIN.total_seconds():
+                return begun
+            failpoints.reached("claimed")
+            line = self._call(position)
+            failpoints.reached("called")
+            self.ended.append(line)
+            if not self.page.add(line) or time.monotonic() > recorded + RECORD_EVERY:
+                self.record()
+                recorded = time.monotonic()
+        return len(positions)
+
+    def record(self) -> None:
+        """Records what has ended."""
+        lines, self.ended = self.ended, []
+        if lines:
+            execution.insist(
+                lambda session: record(session, self.pack, lines), execution.RECORD_PATIENCE, db.transaction
+            )
+        self.page.clear()
+        failpoints.reached("recorded")
+
+    def give_back(self, positions: Sequence[int]) -> None:
+        """Gives back what there was no time for."""
+        tickets = [self.pack.messages[position].ticket for position in positions]
+        execution.insist(lambda session: packs.give_back(session, tickets, self.claimed_at), execution.RECORD_PATIENCE)
+
+    def _call(self, position: int) -> Line:
+        message = self.pack.messages[position]
+        started_at = self._now()
+        outcome = call(message, self.worker)
+        return Line(
+            position=position,
+            started_at=started_at,
+            finished_at=self._now(),
+            result=outcome.result,
+            reason=outcome.reason,
+            error=outcome.error,
+        )
+
+    def _now(self) -> datetime:
+        """PostgreSQL's clock, as told at the claim and carried on by the monotonic one."""
+        return self.claimed_at + timedelta(seconds=time.monotonic() - self.claimed)
+
+
+def work(pack: Pack, worker: str) -> None:
+    """Works through a pack. Raises Ignore where nothing is to do."""
+    working = Working(pack, worker)
+    positions = sorted(working.claim())
+    if not positions:
+        raise Ignore
+    try:
+        begun = working.run(positions)
+        working.record()
+        if begun < len(positions):
+            log.info("pack %s: %d of its runs are given back", pack.id, len(positions) - begun)
+            working.give_back(positions[begun:])
+    finally:
+        working.page.close()
+
+
+def call(message: Message, worker: str) -> execution.Outcome:
+    """Calls the target of a run as Celery does with a message of its own."""
+    task = celery_app.tasks.get(message.target)
+    if task is None:
+        absent = LookupError(f"no target {message.target!r} on this worker")
+        return execution.Outcome(reason=Reason.REJECTED, error=execution.describe(absent), raised=absent)
+    task_id = str(message.ticket.run)
+    task.push_request(
+        id=task_id,
+        task=task.name,
+        args=message.args,
+        kwargs=message.kwargs,
+        retries=message.ticket.attempt - 1,
+        hostname=worker,
+        called_directly=False,
+        delivery_info={},
+        headers={messages.HEADER: message.ticket.encode()},
+    )
+    _task_stack.push(task)
+    told = {"task_id": task_id, "task": task, "args": message.args, "kwargs": message.kwargs}
+    try:
+        signals.task_prerun.send(sender=task, **told)
+        result, outcome = execution.attempt(
+            task.name, lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
+        )
+        state = "FAILURE" if outcome.raised else "SUCCESS"
+        signals.task_postrun.send(sender=task, retval=result or outcome.raised, state=state, **told)
+    finally:
+        _task_stack.pop()
+        task.pop_request()
+    return outcome
+
+
+def record(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
+    """Records ended runs of a pack, each as its own: those that returned with one statement."""
+    ticket = {line.position: pack.messages[line.position].ticket for line in lines}
+    returned = [line for line in lines if line.reason is None]
+    failed = [line for line in lines if line.reason is not None]
+    if returned:
+        done = [
+            packs.Done(
+                ticket=ticket[line.position],
+                started_at=line.started_at,
+                finished_at=line.finished_at,
+                result=line.result,
+            )
+            for line in returned
+        ]
+        moved = packs.succeed_all(session, done)
+        for late in (each.ticket for each in done if each.ticket.run not in moved):
+            execution.refused(late)
+    if failed:
+        packs.begin_all(session, [(ticket[line.position], line.started_at) for line in failed])
+    for line in failed:
+        execution.fail(session, ticket[line.position], Reason(line.reason or Reason.ERROR), line.error or {})
+
+
+class PackRequest(execution.RecordedRequest):
+    """A pack in the worker's main process, which looks after it while a child works on it."""
+
+    @property
+    def pack(self) -> Pack:
+        return Pack.decode(self.args[0])
+
+    def in_hand(self) -> list[Ticket]:
+        """The runs whose heartbeats are to be renewed: the one that the child is at. Called at each heartbeat."""
+        asked = time.monotonic()
+        reading = journal.read(self.pack.id)
+        if reading is None or reading.position < 0:
+            return []
+        at = self.pack.messages[reading.position].ticket
+        is_stuck = asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK
+        with db.transaction() as session:
+            packs.begin_all(session, [(at, reading.began_at)])
+            if is_stuck:
+                self._settle(session, reading)
+        if is_stuck:  # nobody is to pack such runs again
+            durations.tell({self.pack.target: asked - reading.claimed})
+        return [at]
+
+    def _record(self, reason: Reason, error: dict[str, Any]) -> None:
+        """The child is gone: the run that it was at failed by that, and its neighbours did not."""
+        reading = journal.read(self.pack.id)
+        if reading is not None:
+            heartbeat.defer(lambda: self._end(reading, reason, error))
+
+    def _end(self, reading: Reading, reason: Reason, error: dict[str, Any]) -> None:
+        with db.transaction() as session:
+            self._settle(session, reading)
+            ended = {line.position for line in reading.lines}
+            if reading.position >= 0 and reading.position not in ended:
+                at = self.pack.messages[reading.position].ticket
+                packs.begin_all(session, [(at, reading.began_at)])
+                execution.fail(session, at, reason, error)
+
+    def _settle(self, session: Session, reading: Reading) -> None:
+        """Records what had ended, and gives back what had not begun. Doing it twice does no harm."""
+        if reading.lines:
+            record(session, self.pack, reading.lines)
+        rest = [message.ticket for message in self.pack.messages[reading.position + 1 :]]
+        if rest and (count := packs.give_back(session, rest, reading.claimed_at)):
+            log.warning("pack %s: %d runs behind a slow one are given back", self.id, count)
+
+
+class _PackTask(execution.RecordedTask):
+    Request = "workers.packs:PackRequest"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)  # each of its runs is claimed, limited and recorded by itself
+
+
+@celery_app.task(name=messages.PACK, base=_PackTask, bind=True)  # type: ignore[untyped-decorator]
+def pack(self: Any, content: dict[str, Any]) -> None:
+    """Works through many runs of one target."""
+    try:
+        given = Pack.decode(content)
+    except messages.TicketError as exc:
+        raise Reject(exc, requeue=False) from exc
+    work(given, self.request.hostname)
