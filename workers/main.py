@@ -18,6 +18,7 @@ celery_app.task_cls = RecordedTask
 celery_app.conf.update(
     imports=(*BUILT_IN, *settings.load().PUNCTUAL_TASK_MODULES),
     worker_consumer="workers.consumer:PatientConsumer",
+    worker_autoscaler="workers.autoscaler:Autoscaler",
 )
 
 # what happens to running tasks when the connection is lost is set on purpose, see app/broker.py

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from celery import Celery
 from stores import ROOT, poll
 
 KEY = "punctual-test-key"
@@ -62,10 +63,10 @@ class Stack:
             base_url=f"http://127.0.0.1:{self.port}/api/v1", headers={"Authorization": f"Bearer {KEY}"}, timeout=10
         )
 
-    def start(self, name, number=1, **env):
+    def start(self, name, number=1, options="", **env):
         """Starts a process of the Procfile in a session of its own, as a supervisor would."""
         log = (self.logs / f"{name}.{number}.log").open("ab")
-        command = ["bash", "-c", "exec " + procfile()[name].removeprefix("exec ")]
+        command = ["bash", "-c", f"exec {procfile()[name].removeprefix('exec ')} {options}"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=self.env | env, stdout=log, stderr=log, start_new_session=True
         )
@@ -111,6 +112,15 @@ class Stack:
 
     def tail(self, name, number=1, lines=30):
         return "\n".join((self.logs / f"{name}.{number}.log").read_text().splitlines()[-lines:])
+
+    def inspect(self, command, timeout=5):
+        """What the one worker answers to `celery inspect COMMAND`."""
+        with Celery(broker=self.env["BROKER_URL"]) as app:
+            if not self.env["BROKER_URL"].startswith("amqp"):
+                app.conf.broker_transport_options = {"global_keyprefix": "punctual:broker:"}
+            answers = getattr(app.control.inspect(timeout=timeout, limit=1), command)()
+        [answer] = (answers or {}).values()
+        return answer
 
     def create(self, **fields):
         """Registers a task; `debug.echo` where no target is named."""
