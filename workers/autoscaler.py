@@ -1,7 +1,7 @@
 """How many processes a worker has: `celery worker --autoscale=MOST,LEAST`.
 
 It grows with the work that waits while the machine leaves room, and shrinks after quiet. A process is never
-killed for it: one that has nothing to do is asked to leave, see `dismiss` and docs/decisions/0019.
+killed for it: one that has nothing to do is asked to leave, see `pool.dismiss` and docs/decisions/0019.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 from celery.worker import autoscale
 
 from app import broker, settings
+from workers import pool
 from workers.gauge import Gauge, Reading
 
 EVERY = 0.1
@@ -93,8 +94,8 @@ class Judge:
 class Autoscaler(autoscale.Autoscaler):  # type: ignore[misc]
     """Celery's hook: `maybe_scale` is called in the worker's loop, for each message and every `keepalive` seconds."""
 
-    def __init__(self, pool: Any, max_concurrency: int, min_concurrency: int = 0, **kwargs: Any) -> None:
-        super().__init__(pool, max_concurrency, min_concurrency, **kwargs | {"keepalive": EVERY})
+    def __init__(self, its_pool: Any, max_concurrency: int, min_concurrency: int = 0, **kwargs: Any) -> None:
+        super().__init__(its_pool, max_concurrency, min_concurrency, **kwargs | {"keepalive": EVERY})
         given = settings.load()
         self.judge = Judge(
             least=min_concurrency,
@@ -139,44 +140,17 @@ class Autoscaler(autoscale.Autoscaler):  # type: ignore[misc]
             self.pool.grow(change.by)
             self.pool.maintain_pool()
         else:
-            dismiss(self.pool._pool, -change.by)  # noqa: SLF001 - Celery's pool has no word for it
+            pool.dismiss(self.pool._pool, -change.by)  # noqa: SLF001 - Celery's own wraps billiard's
         self.pool.limit = self.processes  # what Flower and `inspect stats` show as its size
         if self.processes != before:
             log.info("from %d to %d processes: %s", before, self.processes, change.reason)
 
     def _pids(self) -> list[int]:
-        return [process.pid for process in tuple(self.pool._pool._pool)]  # noqa: SLF001
+        return pool.pids(self.pool._pool)  # noqa: SLF001
 
     def _depth(self) -> int:
         names = tuple(broker.celery_app.amqp.queues.consume_from)
         return sum(broker.depth(name) or 0 for name in names)
-
-
-def dismiss(pool: Any, count: int) -> int:
-    """Asks up to `count` processes that have nothing to do to leave; returns how many were asked.
-
-    Billiard's own shrink sends SIGTERM to any process that has not yet acknowledged a job: one that has just
-    been sent a run dies with it, and the run is lost. Here a process is first taken off the list of those that
-    are sent jobs, and then finds the word to leave in its pipe, behind anything that was written before.
-    """
-    asked = idle(pool)[:count]
-    for process in asked:
-        pool._all_inqueues.discard(process.inqW_fd)  # noqa: SLF001
-        pool._processes -= 1  # noqa: SLF001
-        pool._putlock.shrink()  # noqa: SLF001
-        process._controlled_termination = True  # noqa: SLF001
-        process.inq.put(None)
-    return len(asked)
-
-
-def idle(pool: Any) -> list[Any]:
-    """The processes that are up and have no job, neither at work nor on its way; the youngest first."""
-    occupied = pool._busy_workers | pool._active_writes  # noqa: SLF001
-    return [
-        process
-        for process in reversed(pool._pool)  # noqa: SLF001
-        if process.inqW_fd in pool._all_inqueues and process.inqW_fd not in occupied  # noqa: SLF001
-    ]
 
 
 def _fetch(consumer: Any, count: int) -> None:

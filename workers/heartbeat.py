@@ -52,7 +52,7 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """One beat: renew, and now and then say what this worker can run."""
         try:
-            renew(_tickets(state.active_requests))
+            renew(tickets(state.active_requests))
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
             self.beats += 1
@@ -119,7 +119,7 @@ def _offered(task: Any) -> dict[str, str]:
     }
 
 
-def _tickets(requests: Iterable[Any]) -> list[Ticket]:
+def tickets(requests: Iterable[Any]) -> list[Ticket]:
     """The tickets of the requests that a child works on. The set may change meanwhile: it is copied first."""
     found = []
     for request in tuple(requests):
