@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from celery import Celery
+from kombu import Connection
 from stores import ROOT, poll
 
 KEY = "punctual-test-key"
@@ -112,6 +113,14 @@ class Stack:
 
     def tail(self, name, number=1, lines=30):
         return "\n".join((self.logs / f"{name}.{number}.log").read_text().splitlines()[-lines:])
+
+    def depth(self, queue="default"):
+        """How many messages of a queue no worker has taken."""
+        is_amqp = self.env["BROKER_URL"].startswith("amqp")
+        options = {} if is_amqp else {"global_keyprefix": "punctual:broker:", "priority_steps": [0, 5]}
+        with Connection(self.env["BROKER_URL"], transport_options=options) as connection:
+            to = connection.default_channel
+            return to.queue_declare(queue, passive=True).message_count if is_amqp else to._size(queue)
 
     def inspect(self, command, timeout=5):
         """What the one worker answers to `celery inspect COMMAND`."""
