@@ -51,6 +51,7 @@ def harness(migrated):
     made.turn(lambda: len(pool.idle(made.inner)) == 3)
     yield made
     made.pool.terminate()
+    made.hub.close()
     set_event_loop(None)
 
 
