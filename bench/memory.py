@@ -87,7 +87,9 @@ def _send(count: int) -> None:
                 for n in range(min(500, count - start))
             ]
             runs.record(session, now, new)
-        publisher.publish([outbox.message(task, run) for run in new])
+        sent = publisher.publish([outbox.message(task, run) for run in new])
+        with db.transaction() as session:  # or the chores would send them once more
+            runs.mark_queued(session, [message.ticket for message in sent])
     publisher.close()
 
 
