@@ -51,7 +51,6 @@ class Judge:
     peak: int = 0
     """The most that was needed at once since the window began."""
     window_at: float = field(default_factory=time.monotonic)
-    grown_at_reading: int = -1
 
     def decide(self, now: float, processes: int, reserved: int, seen: Reading) -> Change | None:
         """`reserved` are the messages this worker holds, at work or waiting."""
@@ -60,7 +59,7 @@ class Judge:
         waits = need > processes and processes < self.most
         self.waits_since = (self.waits_since or now) if waits else None
         if processes < self.least:
-            return Change(by=self.least - processes, reason="the least is more")
+            return Change(by=1, reason="the least is more")
         if processes > self.most:
             return Change(by=self.most - processes, reason="the most is less")
         if self.waits_since is not None and now - self.waits_since >= PATIENCE:
@@ -68,16 +67,13 @@ class Judge:
         return self._shrink(now, processes, need)
 
     def _grow(self, now: float, processes: int, need: int, seen: Reading) -> Change | None:
-        """At most doubles, and once per reading, so that each step shows what it did before the next."""
+        """One at a time: while a process is forked the worker does nothing else, not even renew its heartbeats."""
         self._begin_window(now, need)
-        if seen.number == self.grown_at_reading:
-            return None
         if seen.memory >= self.memory:
             return Change(by=0, reason=f"{need - processes} wait, but {seen.memory:.0%} of the memory is used")
         if seen.cpu >= self.cpu and seen.own >= WORKS_ITSELF:
             return Change(by=0, reason=f"{need - processes} wait, but {seen.cpu:.0%} of the processors is used")
-        self.grown_at_reading = seen.number
-        return Change(by=min(need, self.most, max(processes, 1) * 2) - processes, reason=f"{need - processes} wait")
+        return Change(by=1, reason=f"{need - processes} wait")
 
     def _shrink(self, now: float, processes: int, need: int) -> Change | None:
         if now - self.window_at < self.quiet:
@@ -146,7 +142,7 @@ class Autoscaler(autoscale.Autoscaler):  # type: ignore[misc]
             log.info("from %d to %d processes: %s", before, self.processes, change.reason)
 
     def _pids(self) -> list[int]:
-        return pool.pids(self.pool._pool)  # noqa: SLF001
+        return pool.pids(self.pool._pool) if self.pool.active else []  # noqa: SLF001
 
     def _depth(self) -> int:
         names = tuple(broker.celery_app.amqp.queues.consume_from)

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 class Reading:
     """What was seen last. Shares are from 0 to 1."""
 
-    number: int = 0
     cpu: float = 0.0
     """How busy the machine's processors are."""
     own: float = 0.0
@@ -62,7 +61,6 @@ class Gauge(threading.Thread):
         """One reading."""
         last = self.reading
         self.reading = Reading(
-            number=last.number + 1,
             cpu=psutil.cpu_percent() / 100,
             own=self._own(),
             memory=used_memory(),

@@ -122,14 +122,13 @@ class Stack:
             to = connection.default_channel
             return to.queue_declare(queue, passive=True).message_count if is_amqp else to._size(queue)
 
-    def inspect(self, command, timeout=5):
-        """What the one worker answers to `celery inspect COMMAND`."""
+    def control(self, command, timeout=10, **arguments):
+        """What the one worker answers to `celery control COMMAND` or `celery inspect COMMAND`."""
         with Celery(broker=self.env["BROKER_URL"]) as app:
             if not self.env["BROKER_URL"].startswith("amqp"):
                 app.conf.broker_transport_options = {"global_keyprefix": "punctual:broker:"}
-            answers = getattr(app.control.inspect(timeout=timeout, limit=1), command)()
-        [answer] = (answers or {}).values()
-        return answer
+            [answer] = app.control.broadcast(command, arguments=arguments, reply=True, timeout=timeout, limit=1)
+        return next(iter(answer.values()))
 
     def create(self, **fields):
         """Registers a task; `debug.echo` where no target is named."""

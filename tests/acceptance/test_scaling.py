@@ -19,6 +19,9 @@ def stack(make_stack):
     made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
     made.start("web")
     made.start("beat")
+    made.start("worker")  # its targets are known from here on, for as long as the tests last
+    made.wait_ready()
+    made.stop("worker")
     yield made
     made.stop_all()
 
@@ -28,9 +31,10 @@ def worker(stack):
     """Starts a worker between the bounds 2 and 8, and stops it at the end."""
 
     def start(**env):
+        before = len(logged(stack, r" ready\. "))
         stack.start("worker", options="--autoscale=8,2", **env)
-        stack.wait_ready()
-        poll(lambda: size(stack) == 2, within=20)
+        poll(lambda: len(logged(stack, r" ready\. ")) > before, within=30, every=0.1)
+        assert size(stack) == 2
 
     yield start
     stack.stop("worker")
@@ -68,20 +72,34 @@ def all_ended(stack, tasks):
 
 
 def logged(stack, pattern):
-    return re.findall(pattern, (stack.logs / "worker.1.log").read_text())
+    log = stack.logs / "worker.1.log"
+    return re.findall(pattern, log.read_text()) if log.exists() else []
 
 
 def test_twenty_long_runs_bring_up_eight_processes_within_five_seconds(stack, worker):
     worker(PUNCTUAL_AUTOSCALE_QUIET="2")
     start = time.monotonic()
     tasks = burst(stack, 20, seconds=6)
-    poll(lambda: size(stack) == 8, within=5)
+    poll(lambda: size(stack) == 8, within=5, every=0.1)
     print(f"8 processes after {time.monotonic() - start:.1f} s")
-    assert stack.inspect("stats")["pool"]["max-concurrency"] == 8
+    assert stack.control("stats")["pool"]["max-concurrency"] == 8
     poll(lambda: all_ended(stack, tasks), within=40, every=0.3)
-    poll(lambda: size(stack) == 2, within=15)
-    assert len(logged(stack, r"from \d to \d processes: \d+ wait")) == 2
+    poll(lambda: size(stack) == 2, within=15, every=0.1)
+    assert len(logged(stack, r"from \d to \d processes: \d+ wait")) == 6
     assert logged(stack, r"from 8 to \d processes: no more than \d needed for \d s")
+
+
+def test_bounds_that_are_changed_while_it_runs_hold_at_once(stack, worker):
+    worker(PUNCTUAL_AUTOSCALE_QUIET="60")
+    stack.control("autoscale", max=10, min=3)
+    poll(lambda: size(stack) == 3, within=10, every=0.1)
+    tasks = burst(stack, 12, seconds=5)
+    poll(lambda: size(stack) == 10, within=15, every=0.1)  # more than it could fetch by the bound of its start
+    poll(lambda: len([state for state, _ in states(stack, tasks) if state == "running"]) == 10, within=10, every=0.1)
+    poll(lambda: all_ended(stack, tasks), within=30, every=0.3)
+    stack.control("autoscale", max=4, min=2)
+    poll(lambda: size(stack) <= 4, within=10, every=0.1)
+    assert {attempt for _, attempt in states(stack, tasks)} == {1}
 
 
 def test_cycles_up_and_down_lose_nothing_and_hang_nothing(stack, worker):

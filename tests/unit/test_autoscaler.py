@@ -5,7 +5,7 @@ import pytest
 from workers.autoscaler import PATIENCE, Change, Judge
 from workers.gauge import Reading, used_memory
 
-IDLE = Reading(number=1, cpu=0.1, own=0.0, memory=0.2)
+IDLE = Reading(cpu=0.1, own=0.0, memory=0.2)
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def judge():
 def test_work_that_waits_brings_up_processes_after_a_moment_of_patience(judge):
     assert judge.decide(1.0, 2, 5, IDLE) is None
     assert judge.decide(1.0 + PATIENCE / 2, 2, 5, IDLE) is None
-    assert judge.decide(1.01 + PATIENCE, 2, 5, IDLE) == Change(by=2, reason="3 wait")
+    assert judge.decide(1.01 + PATIENCE, 2, 5, IDLE) == Change(by=1, reason="3 wait")
 
 
 def test_work_that_is_done_before_the_patience_ends_brings_up_none(judge):
@@ -24,28 +24,26 @@ def test_work_that_is_done_before_the_patience_ends_brings_up_none(judge):
         assert judge.decide(at * PATIENCE * 0.9, 2, 5 if at % 2 else 1, IDLE) is None
 
 
-def test_a_step_at_most_doubles_and_the_next_waits_for_a_fresh_reading(judge):
+def test_it_grows_by_one_with_each_look_until_nothing_waits(judge):
     judge.decide(1.0, 2, 8, IDLE)
-    assert judge.decide(1.3, 2, 8, IDLE).by == 2
-    assert judge.decide(1.4, 4, 8, IDLE) is None
-    assert judge.decide(1.5, 4, 8, Reading(number=2)).by == 4
-    assert judge.decide(1.6, 8, 8, Reading(number=3)) is None
+    assert [judge.decide(1.3 + n / 10, 2 + n, 8, IDLE).by for n in range(6)] == [1] * 6
+    assert judge.decide(1.9, 8, 8, IDLE) is None
 
 
 def test_what_waits_at_the_broker_counts_too(judge):
-    judge.decide(1.0, 2, 2, Reading(number=1, depth=1))
-    assert judge.decide(1.3, 2, 2, Reading(number=1, depth=1)) == Change(by=1, reason="1 wait")
+    judge.decide(1.0, 2, 2, Reading(depth=1))
+    assert judge.decide(1.3, 2, 2, Reading(depth=1)) == Change(by=1, reason="1 wait")
 
 
 @pytest.mark.parametrize(
     ("seen", "grows"),
     [
-        (Reading(number=1, memory=0.89), True),
-        (Reading(number=1, memory=0.9), False),
-        (Reading(number=1, cpu=0.89, own=1.0), True),
-        (Reading(number=1, cpu=0.95, own=1.0), False),
+        (Reading(memory=0.89), True),
+        (Reading(memory=0.9), False),
+        (Reading(cpu=0.89, own=1.0), True),
+        (Reading(cpu=0.95, own=1.0), False),
         # the machine is busy with others, these processes only wait: one more helps
-        (Reading(number=1, cpu=1.0, own=0.1), True),
+        (Reading(cpu=1.0, own=0.1), True),
     ],
 )
 def test_it_grows_only_where_there_is_room(judge, seen, grows):
@@ -81,8 +79,8 @@ def test_a_message_between_two_looks_counts_as_needed(judge):
 
 
 def test_it_does_not_shrink_while_work_waits_at_the_broker(judge):
-    judge.decide(1.0, 8, 0, Reading(number=1, depth=20))
-    assert judge.decide(100.0, 8, 0, Reading(number=2, depth=20)) is None
+    judge.decide(1.0, 8, 0, Reading(depth=20))
+    assert judge.decide(100.0, 8, 0, Reading(depth=20)) is None
 
 
 def test_a_containers_limit_counts_where_it_is_tighter_than_the_machine(tmp_path):
