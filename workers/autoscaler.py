@@ -21,6 +21,9 @@ EVERY = 0.1
 PATIENCE = 0.2
 """Seconds that work must wait before a process is started for it: a start costs more than many a run."""
 
+RESTS = 3.0
+"""How much longer than a fork took the next one waits."""
+
 WORKS_ITSELF = 0.5
 """From this share of a core on, a process counts as held up by the processor. One below it mostly waits, for the
 network perhaps, and another beside it helps however busy the machine is."""
@@ -51,6 +54,8 @@ class Judge:
     peak: int = 0
     """The most that was needed at once since the window began."""
     window_at: float = field(default_factory=time.monotonic)
+    rests_until: float = 0.0
+    """Until then nothing grows: see `rest`."""
 
     def decide(self, now: float, processes: int, reserved: int, seen: Reading) -> Change | None:
         """`reserved` are the messages this worker holds, at work or waiting."""
@@ -58,6 +63,9 @@ class Judge:
         self.peak = max(self.peak, need)
         waits = need > processes and processes < self.most
         self.waits_since = (self.waits_since or now) if waits else None
+        if now < self.rests_until and processes < self.most:
+            self._begin_window(now, self.peak)
+            return None
         if processes < self.least:
             return Change(by=1, reason="the least is more")
         if processes > self.most:
@@ -65,6 +73,10 @@ class Judge:
         if self.waits_since is not None and now - self.waits_since >= PATIENCE:
             return self._grow(now, processes, need, seen)
         return self._shrink(now, processes, need)
+
+    def rest(self, now: float, took: float) -> None:
+        """After a fork that took so long: the loop and the heartbeats need their turn before the next one."""
+        self.rests_until = now + RESTS * took
 
     def _grow(self, now: float, processes: int, need: int, seen: Reading) -> Change | None:
         """One at a time: while a process is forked the worker does nothing else, not even renew its heartbeats."""
@@ -133,8 +145,10 @@ class Autoscaler(autoscale.Autoscaler):  # type: ignore[misc]
         self.refused = None
         before = self.processes
         if change.by > 0:
+            start = time.monotonic()
             self.pool.grow(change.by)
             self.pool.maintain_pool()
+            self.judge.rest(time.monotonic(), time.monotonic() - start)
         else:
             pool.dismiss(self.pool._pool, -change.by)  # noqa: SLF001 - Celery's own wraps billiard's
         self.pool.limit = self.processes  # what Flower and `inspect stats` show as its size

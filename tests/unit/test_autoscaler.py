@@ -30,6 +30,13 @@ def test_it_grows_by_one_with_each_look_until_nothing_waits(judge):
     assert judge.decide(1.9, 8, 8, IDLE) is None
 
 
+def test_a_slow_fork_is_followed_by_a_rest(judge):
+    judge.decide(1.0, 2, 8, IDLE)
+    judge.rest(1.3, took=0.5)
+    assert judge.decide(2.7, 3, 8, IDLE) is None
+    assert judge.decide(2.9, 3, 8, IDLE).by == 1
+
+
 def test_what_waits_at_the_broker_counts_too(judge):
     judge.decide(1.0, 2, 2, Reading(depth=1))
     assert judge.decide(1.3, 2, 2, Reading(depth=1)) == Change(by=1, reason="1 wait")
