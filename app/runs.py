@@ -41,6 +41,9 @@ LOST_AFTER = timedelta(seconds=4)
 
 LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}
 
+GIVEN_BACK = "given_back"
+"""The outcome of an attempt that ended with its worker's stop: nobody's failure, and not counted as one."""
+
 BATCH = 500
 
 
@@ -180,8 +183,9 @@ def end_attempt(
     """Ends an attempt whose row this transaction has locked: the next one follows where the task allows it or `again`
     says so, or the run has failed."""
     values: dict[str, Any] = {"error": error, "reason": reason}
-    if again or ticket.attempt < task.max_attempts:
-        _keep_attempt(session, ticket, error, reason)
+    within = again or ticket.attempt < task.max_attempts
+    if within or ticket.attempt - _given_back(session, ticket) < task.max_attempts:
+        _keep_attempt(session, ticket, error, RunState.FAILED if reason == Reason.ERROR else reason)
         values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
@@ -249,6 +253,25 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
 
+def give_back(session: Session, tickets: Iterable[Ticket]) -> int:
+    """Takes runs from a worker that stops: each goes on at once, with a further attempt that does not count as one.
+
+    Returns how many there were. One that has ended meanwhile, or was taken from the worker before, is left alone.
+    """
+    taken = 0
+    for ticket in tickets:
+        moved = session.execute(
+            update(Run)
+            .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
+            .values(state=RunState.RETRYING, retry_at=func.statement_timestamp())
+            .returning(Run.id)
+        ).all()
+        if moved:
+            _keep_attempt(session, ticket, None, GIVEN_BACK)
+            taken += 1
+    return taken
+
+
 def open_tasks(session: Session, task_ids: Iterable[UUID]) -> set[UUID]:
     """Which of these tasks have a run that is not ended."""
     wanted = list(task_ids)
@@ -257,9 +280,14 @@ def open_tasks(session: Session, task_ids: Iterable[UUID]) -> set[UUID]:
     return set(session.scalars(select(Run.task_id).where(Run.task_id.in_(wanted), Run.state.in_(OPEN)).distinct()))
 
 
-def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reason: Reason) -> None:
+def _given_back(session: Session, ticket: Ticket) -> int:
+    """How many past attempts of a run were given back, and so do not count."""
+    mine = (Attempt.run_id == ticket.run, Attempt.scheduled_for == ticket.slot)
+    return session.scalars(select(func.count()).where(*mine, Attempt.outcome == GIVEN_BACK)).one()
+
+
+def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any] | None, outcome: str) -> None:
     """Keeps the current attempt as a past one, before the next begins."""
-    outcome = RunState.FAILED if reason == Reason.ERROR else reason
     past = select(
         Run.id,
         Run.scheduled_for,
@@ -268,7 +296,7 @@ def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reaso
         Run.attempt_started_at,
         func.statement_timestamp(),
         literal(str(outcome)),
-        literal(error, Attempt.error.type),
+        literal(error, Attempt.error.type) if error else null(),
     ).where(*keys.fence(ticket))
     columns = [
         "run_id",

@@ -59,6 +59,10 @@ class Settings(BaseModel):
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
     PUNCTUAL_PACKS: bool = True
     PUNCTUAL_FAIL_POINT: str = ""
+    PUNCTUAL_AUTOSCALE_CPU: Annotated[int, Field(ge=1, le=100)] = 90
+    PUNCTUAL_AUTOSCALE_MEMORY: Annotated[int, Field(ge=1, le=100)] = 90
+    PUNCTUAL_AUTOSCALE_QUIET: Annotated[float, Field(gt=0)] = 30.0
+    PUNCTUAL_STOP_GRACE: Annotated[float, Field(ge=0)] = 25.0
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"

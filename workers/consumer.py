@@ -1,20 +1,23 @@
-"""Celery's consumer with two habits changed: it reconnects at once, and it parks what it cannot read.
+"""Celery's consumer with a few habits changed: it reconnects at once, parks what it cannot read, and when it is
+to stop gives back at once what has not started.
 
-Celery waits 2, 4, 6 … 30 s between tries, hard-coded; and it acknowledges a message that it cannot decode,
-which loses it.
+Celery waits 2, 4, 6 … 30 s between tries, hard-coded; it acknowledges a message that it cannot decode, which
+loses it; and it holds what it has fetched until its last run has ended.
 """
 
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
+from kombu.common import ignore_errors
 
 from app import broker, messages
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, Ticket
 from app.states import Reason
-from workers import execution, heartbeat
+from workers import execution, heartbeat, pool, stopping
 
 CALLS_EVERY = 5
 """Seconds between two looks for a queue `punctual` that could not be consumed."""
@@ -85,6 +88,20 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         if failing:
             log.info("the broker is back")
         return connected
+
+    def on_close(self) -> None:
+        """Celery's hook where the connection is lost or the worker stops: it forgets what no process has begun."""
+        pool.settle(self.pool._pool)  # noqa: SLF001 - Celery's own wraps billiard's
+        super().on_close()
+
+    def close(self) -> None:
+        """Celery's first word to a consumer whose worker is to stop."""
+        if state.should_terminate:  # a cold shutdown, which has ended everything already
+            return
+        if self.task_consumer is not None:
+            ignore_errors(self, self.task_consumer.cancel)
+        for request in stopping.begin(self.pool._pool):  # noqa: SLF001
+            request.reject(requeue=True)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(**kwargs)
