@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -20,11 +20,20 @@ from kombu import Connection, Exchange, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
-from app import errors, failpoints, messages, settings
+from app import errors, failpoints, messages, pulse, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, Message, Pack, Parcel
 
 CONFIRM_TIMEOUT = 3.0
 """Seconds in which the broker must confirm a batch."""
+
+LOOK_TIMEOUT = 2.0
+"""Seconds for a try to connect, where something else waits for it."""
+
+CONNECT_WITHIN = 10.0
+"""Seconds for one try at most, with several addresses behind one name."""
+
+BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
+"""Seconds for each wait there: below those after which a beat's watchdog takes a thread for one that hangs."""
 
 CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
 """Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
@@ -154,6 +163,8 @@ class Publisher:
         self.unconfirmed: dict[int, Parcel] = {}
         self.refused: set[UUID] = set()
         self.silent_until: dict[str, float] = {}
+        self.undeclared: dict[str, str] = {}
+        """Queues that cannot be declared, and why: their runs stay pending."""
 
     @cached_property
     def is_amqp(self) -> bool:
@@ -163,6 +174,7 @@ class Publisher:
         """Sends the batch; returns the parcels that the broker has confirmed. Never raises: what is not
         returned was perhaps sent, perhaps not, and stands as pending until it is sent again."""
         sent: list[Parcel] = []
+        pulse.mark("publishing")
         try:
             self._open()
             there = {name: self._declare(name) for name in {parcel.queue for parcel in batch}}
@@ -193,9 +205,11 @@ class Publisher:
         if self.connection is not None and self.connection.connected:
             return
         self.close()
-        self.connection = self.app.connection_for_write()
+        self.connection = self.app.connection_for_write(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED)
         # each given address is tried once, at once
-        self.connection.ensure_connection(max_retries=1 + len(self.connection.alt), interval_start=0, timeout=3)
+        _sign()
+        self.connection.ensure_connection(_sign, max_retries=1 + len(self.connection.alt), interval_start=0, timeout=3)
+        pulse.mark("opening a channel")
         self.channel = self._channel()
 
     def _channel(self) -> Any:
@@ -214,12 +228,15 @@ class Publisher:
         if name in self.declared or name in settings.load().external_queues:
             return True
         assert self.connection is not None
+        pulse.mark("declaring a queue")
         try:
             with self.connection.channel() as channel:
                 queue(name)(channel).declare()
         except self.connection.channel_errors as exc:
             log.warning("queue %s cannot be declared, its runs stay pending: %s", name, exc)
+            self.undeclared[name] = str(exc)
             return False
+        self.undeclared.pop(name, None)
         self.declared.add(name)
         return True
 
@@ -292,6 +309,7 @@ class Publisher:
 
     def _confirm(self) -> None:
         """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
+        pulse.mark("waiting for confirms")
         deadline = time.monotonic() + CONFIRM_TIMEOUT
         while self.unconfirmed:
             left = deadline - time.monotonic()
@@ -351,12 +369,43 @@ def declare() -> None:
 
 def depth(name: str) -> int | None:
     """How many messages a queue holds that no worker has taken; None where it is not there."""
-    with celery_app.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=3)
-        try:
-            return int(queue(name)(connection.default_channel).queue_declare(passive=True).message_count)
-        except connection.channel_errors:
-            return None
+    with _look() as connection:
+        return _depth(connection, name)
+
+
+def depths(names: Iterable[str]) -> dict[str, int | None]:
+    """The same of several queues, to be shown: None for all where the broker is away."""
+    found: dict[str, int | None] = dict.fromkeys(names)
+    try:
+        with _look() as connection:
+            for name in found:
+                found[name] = _depth(connection, name)
+    except Exception as exc:  # noqa: BLE001 - each transport has errors of its own
+        log.warning("the broker is away, no depth of a queue can be shown: %r", exc)
+    return found
+
+
+@contextlib.contextmanager
+def _look() -> Iterator[Connection]:
+    """A connection of its own on which no wait is long."""
+    with celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED) as connection:
+        _sign()
+        connection.ensure_connection(_sign, max_retries=1, interval_start=0, timeout=LOOK_TIMEOUT)
+        yield connection
+
+
+def _sign(*_: Any) -> None:
+    """A try to connect begins, the first or one after another failed. It goes through all addresses of a name."""
+    pulse.mark("connecting to the broker", CONNECT_WITHIN)
+
+
+def _depth(connection: Connection, name: str) -> int | None:
+    pulse.mark("looking at a queue")
+    try:
+        with connection.channel() as channel:
+            return int(queue(name)(channel).queue_declare(passive=True).message_count)
+    except connection.channel_errors:
+        return None
 
 
 def ping() -> None:

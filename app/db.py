@@ -26,8 +26,14 @@ AWAY = (OperationalError, InterfaceError, PoolTimeout)
 PATIENCE = 6.0
 """Seconds that a transaction may take, waiting for the server included. None of ours comes near."""
 
+CONNECT_TIMEOUT = 3
+"""Seconds for each of the hosts that DATABASE_URL names."""
+
 LIBPQ_OPTIONS = (
     "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=4000 -c timezone=UTC"
+    # Every join of ours is of a few rows by their key. A burst fills and empties tables in less time than statistics
+    # take, and by old ones a scan of the whole table looks cheaper than a thousand look-ups: see app/keys.py.
+    " -c enable_hashjoin=off -c enable_mergejoin=off -c random_page_cost=1.1 -c jit=off"
 )
 
 
@@ -45,7 +51,7 @@ def engines() -> tuple[Engine, Engine]:
         pool_use_lifo=True,
         hide_parameters=True,  # arguments of tasks may hold secrets, and errors are logged
         connect_args={
-            "connect_timeout": 3,
+            "connect_timeout": CONNECT_TIMEOUT,
             "target_session_attrs": "read-write",  # of several hosts, only the primary decides
             "application_name": "punctual",
             "options": LIBPQ_OPTIONS,

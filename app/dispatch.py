@@ -130,7 +130,7 @@ def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fi
         task_ids = session.scalars(late.order_by(Task.next_run_at).limit(limit).with_for_update(skip_locked=True)).all()
         fired = record_due(session, now, task_ids)
         if task_ids:
-            session.execute(update(Task).where(Task.id.in_(task_ids)).values(mirrored_version=0))
+            session.execute(update(Task).where(_among(task_ids)).values(mirrored_version=0))
     send(publish, fired.messages)
     return fired
 
@@ -143,11 +143,7 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     """
     if not task_ids:
         return Fired(messages=[], next_run_at={})
-    rows = session.execute(
-        select(*COLUMNS)
-        .where(Task.id == any_(bindparam(None, list(task_ids), type_=ARRAY(Uuid()))))
-        .with_for_update(skip_locked=True)
-    ).all()
+    rows = session.execute(select(*COLUMNS).where(_among(task_ids)).with_for_update(skip_locked=True)).all()
     due = [row for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
     plans, poisoned = _plans(due, now)
     _set_aside(session, now, poisoned)
@@ -216,14 +212,15 @@ def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, s
             count += len(plans[-1].due)
         except (errors.Invalid, ValueError, OverflowError) as exc:
             log.exception("task %s cannot be planned, it is paused", task.id)
-            poisoned[task.id] = f"Paused by Punctual: its slots cannot be computed: {exc}"
+            poisoned[task.id] = f"its slots cannot be computed: {exc}"
     return plans, poisoned
 
 
 def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) -> None:
-    """Pauses tasks with a note that says why."""
-    for task_id, note in poisoned.items():
-        values = {"state": TaskState.PAUSED, "note": note, "version": Task.version + 1, "updated_at": now}
+    """Pauses tasks, with a note that says why, and marks them: a person could write such a note too."""
+    for task_id, why in poisoned.items():
+        note = {"note": f"Paused by Punctual: {why}", "set_aside": why}
+        values = note | {"state": TaskState.PAUSED, "version": Task.version + 1, "updated_at": now}
         session.execute(update(Task).where(Task.id == task_id).values(values))
 
 
@@ -289,6 +286,11 @@ def _advance(session: Session, plans: Sequence[_Plan], made: Mapping[UUID, int])
         )
         .execution_options(synchronize_session=False)
     )
+
+
+def _among(task_ids: Collection[UUID]) -> Any:
+    """The condition that a task is one of these: one array, so that the statement is the same for any number."""
+    return Task.id == any_(bindparam(None, list(task_ids), type_=ARRAY(Uuid())))
 
 
 def _missing(session: Session, asked: Collection[UUID], found: Collection[UUID]) -> set[UUID]:

@@ -1,16 +1,17 @@
 """How statements name runs: by id and slot, which finds the partition, and by the attempt that they speak for."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid
+from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid, case
 from sqlalchemy.types import TypeEngine
 
 from app import db
 from app.messages import Ticket
 from app.models import Run
+from app.states import RunState
 
 
 def ticket(run: Run) -> Ticket:
@@ -24,14 +25,10 @@ def fence(ticket: Ticket) -> tuple[Any, ...]:
 
 
 def among(keys: Sequence[tuple[UUID, datetime]]) -> Any:
-    """The condition that a run is one of these, by id and slot.
-
-    The keys come as arrays, so that each is one look-up; a list of tuples would be scanned for. The bounds
-    tell the planner which partitions can be left out.
-    """
+    """The condition that a run is one of these, by id and slot."""
     ids, slots = zip(*keys, strict=True)
     wanted = db.rows("wanted", id=(Uuid(), ids), slot=(DateTime(timezone=True), slots))
-    return _found(wanted, slots)
+    return (Run.id == wanted.c.id) & (Run.scheduled_for == wanted.c.slot)
 
 
 def attempts(tickets: Sequence[Ticket], **more: tuple[TypeEngine[Any], Sequence[Any]]) -> TableValuedAlias:
@@ -45,14 +42,16 @@ def attempts(tickets: Sequence[Ticket], **more: tuple[TypeEngine[Any], Sequence[
     )
 
 
-def at(wanted: TableValuedAlias, tickets: Sequence[Ticket]) -> Any:
-    """The condition that a run is at one of the attempts that `attempts` made of these tickets."""
-    return _found(wanted, [ticket.slot for ticket in tickets]) & (Run.attempt == wanted.c.attempt)
+def at(wanted: TableValuedAlias, states: Collection[RunState]) -> Any:
+    """The condition that a run is at one of the attempts that `attempts` made, and in one of these states.
 
-
-def _found(wanted: TableValuedAlias, slots: Sequence[datetime]) -> Any:
+    Each must be one look-up by the primary key, which also finds the partition. PostgreSQL knows little of a table that
+    a burst fills and empties in seconds: it takes the runs in a state, or of a span of time, for a handful, and would
+    scan for them first. So nothing is asked of a run alone: even its state is asked only once its key was found.
+    """
     return (
         (Run.id == wanted.c.id)
         & (Run.scheduled_for == wanted.c.slot)
-        & Run.scheduled_for.between(min(slots), max(slots))
+        & (Run.attempt == wanted.c.attempt)
+        & case((wanted.c.attempt.is_not(None), Run.state)).in_(sorted(states))
     )

@@ -81,6 +81,8 @@ class Task(Base):
     timeout: Mapped[timedelta]
     state: Mapped[str]
     note: Mapped[str | None]
+    set_aside: Mapped[str | None]
+    """Why Punctual itself paused it. Whatever a person does with the task clears it."""
     next_run_at: Mapped[datetime | None]
     """The earliest slot that has not been fired. Null where none is left."""
     last_run_at: Mapped[datetime | None]
@@ -101,6 +103,7 @@ class Task(Base):
         # what is due, soonest first: the audit path, and the rebuild of the entries
         Index("ix_tasks_due", "next_run_at", "id", postgresql_where=text("state = 'active'")),
         Index("ix_tasks_unmirrored", "bucket", "next_run_at", postgresql_where=text("version <> mirrored_version")),
+        Index("ix_tasks_set_aside", "updated_at", postgresql_where=text("set_aside IS NOT NULL")),
         # the list: newest first, by keyset
         Index("ix_tasks_created", "created_at", "id"),
     )
@@ -208,3 +211,19 @@ class Answer(Base):
     created_at: Mapped[datetime]
 
     __table_args__ = (PrimaryKeyConstraint("route", "key"), Index("ix_answers_created_at", "created_at"))
+
+
+class Node(Base):
+    """A beat or a worker, as it tells of itself about once a second. One that stops cleanly takes its row along."""
+
+    __tablename__ = "nodes"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """The name by which it answers Celery's remote control; another at each start."""
+    kind: Mapped[str]
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    details: Mapped[JSON]
+    """A beat's role, buckets, tick and what it set aside; a worker's queues, processes, runs and versions."""
+
+    __table_args__ = (_one_of("kind", states.NodeKind),)

@@ -17,7 +17,7 @@ from sqlalchemy import DateTime, Text, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, settings
+from app import db, errors, keys, nodes, settings
 from app.messages import Message, Pack, Parcel, Ticket
 from app.models import Run, Target
 from app.states import CLAIMABLE, RunState
@@ -69,7 +69,9 @@ def pace() -> Pace:
 def _read() -> Pace:
     with db.transaction() as session:
         known = session.execute(select(Target.name, Target.duration)).all()
-    return Pace(durations={name: duration.total_seconds() for name, duration in known if duration}, processes={})
+        processes = nodes.processes(session)
+    durations = {name: duration.total_seconds() for name, duration in known if duration is not None}
+    return Pace(durations=durations, processes=processes)
 
 
 def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
@@ -85,7 +87,7 @@ def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
         else:
             parcels.append(message)
     for (target, queue, _), group in alike.items():
-        size = _size(len(group), pace.durations[target], pace.processes.get(queue, 1))
+        size = _size(len(group), pace.durations[target], pace.processes.get(queue) or 1)
         parcels += _parts(group, size) if size > 1 else group
     return parcels
 
@@ -111,7 +113,7 @@ def claim_all(session: Session, tickets: Sequence[Ticket], worker: str) -> tuple
     wanted = keys.attempts(tickets, sent_at=(DateTime(timezone=True), [ticket.sent_at for ticket in tickets]))
     taken = session.execute(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state.in_(CLAIMABLE))
+        .where(keys.at(wanted, CLAIMABLE))
         .values(
             state=RunState.RUNNING,
             worker=worker,
@@ -130,7 +132,7 @@ def begin_all(session: Session, started: Sequence[tuple[Ticket, datetime]]) -> N
     wanted = keys.attempts(tickets, started_at=(DateTime(timezone=True), [at for _, at in started]))
     session.execute(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state == RunState.RUNNING)
+        .where(keys.at(wanted, {RunState.RUNNING}))
         .values(
             started_at=func.coalesce(Run.started_at, wanted.c.started_at),
             attempt_started_at=wanted.c.started_at,
@@ -151,7 +153,7 @@ def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
     )
     moved = session.scalars(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state == RunState.RUNNING)
+        .where(keys.at(wanted, {RunState.RUNNING}))
         .values(
             state=RunState.SUCCEEDED,
             result=cast(wanted.c.result, JSONB),
@@ -177,8 +179,7 @@ def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime)
     given = session.execute(
         update(Run)
         .where(
-            keys.at(wanted, tickets),
-            Run.state == RunState.RUNNING,
+            keys.at(wanted, {RunState.RUNNING}),
             Run.attempt_started_at.is_(None),
             Run.heartbeat_at == claimed_at,
         )

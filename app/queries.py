@@ -12,11 +12,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import errors, settings
-from app.models import Attempt, Run, Target, Task
-from app.states import RunState, TaskState
+from app import errors, nodes, settings
+from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
+from app.models import Attempt, Node, Run, Target, Task
+from app.states import NodeKind, RunState, TaskState
 
 Row = TypeVar("Row", Task, Run)
+
+OWN_QUEUES = (DEFAULT_QUEUE, CALLS_QUEUE, DEAD_LETTERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,34 @@ class TaskDetail:
 
 OFFERED_FOR = timedelta(seconds=45)
 """How long an offer counts. Workers repeat it every 15 s: the second one that is missed is not yet the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """A queue as PostgreSQL sees it."""
+
+    name: str
+    processes: int
+    """Of the workers that consume it."""
+    waiting: int
+    """Runs that were fired and that no worker has claimed."""
+    oldest: timedelta | None
+    """For how long the first of them has waited."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Who is there, what waits, and what was set aside."""
+
+    now: datetime
+    beats: list[Node]
+    workers: list[Node]
+    queues: list[Queue]
+    set_aside: list[Task]
+
+
+MAX_SET_ASIDE = 100
+"""Tasks that were set aside and are shown, the latest first."""
 
 
 def task(session: Session, task_id: UUID) -> Task:
@@ -152,6 +183,30 @@ def targets(session: Session) -> list[TargetDetail]:
 
 
 _AVAILABLE = Target.last_seen_at > func.now() - OFFERED_FOR
+
+
+def cluster(session: Session, now: datetime) -> Cluster:
+    """Beats and workers by their start, queues by name."""
+    there = session.scalars(select(Node).order_by(Node.started_at, Node.name)).all()
+    consumed = nodes.processes(session)
+    open_states = (RunState.PENDING, RunState.QUEUED)
+    waiting = select(Run.queue, func.count().label("waiting"), func.min(Run.fired_at).label("since"))
+    waits = {row.queue: row for row in session.execute(waiting.where(Run.state.in_(open_states)).group_by(Run.queue))}
+    queues = []
+    for name in sorted({*OWN_QUEUES, *consumed, *waits}):
+        row = waits.get(name)
+        oldest = max(now - row.since, timedelta(0)) if row else None
+        queues.append(
+            Queue(name=name, processes=consumed.get(name, 0), waiting=row.waiting if row else 0, oldest=oldest)
+        )
+    aside = select(Task).where(Task.set_aside.is_not(None)).order_by(Task.updated_at.desc()).limit(MAX_SET_ASIDE)
+    return Cluster(
+        now=now,
+        beats=[node for node in there if node.kind == NodeKind.BEAT],
+        workers=[node for node in there if node.kind == NodeKind.WORKER],
+        queues=queues,
+        set_aside=list(session.scalars(aside)),
+    )
 
 
 def _page(

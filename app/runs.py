@@ -122,7 +122,7 @@ def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
     sent_at = func.coalesce(wanted.c.sent_at, func.statement_timestamp())
     session.execute(
         update(Run)
-        .where(keys.at(wanted, tickets), Run.state == RunState.PENDING)
+        .where(keys.at(wanted, {RunState.PENDING}))
         .values(state=RunState.QUEUED, published_at=sent_at, pack_id=wanted.c.pack)
         .execution_options(synchronize_session=False)
     )
@@ -222,7 +222,7 @@ def renew(session: Session, tickets: Sequence[Ticket]) -> None:
     """Renews the heartbeats of all runs of a worker with one statement."""
     session.execute(
         update(Run)
-        .where(keys.at(keys.attempts(tickets), tickets), Run.state == RunState.RUNNING)
+        .where(keys.at(keys.attempts(tickets), {RunState.RUNNING}))
         .values(heartbeat_at=func.statement_timestamp())
         .execution_options(synchronize_session=False)
     )

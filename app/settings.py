@@ -56,6 +56,7 @@ class Settings(BaseModel):
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
     PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
+    PUNCTUAL_HEALTH_PATH: Path | None = None
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
     PUNCTUAL_PACKS: bool = True
     PUNCTUAL_FAIL_POINT: str = ""

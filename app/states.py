@@ -35,6 +35,13 @@ class RunState(StrEnum):
     """Recorded, never executed."""
 
 
+class NodeKind(StrEnum):
+    """What a process that tells of itself is."""
+
+    BEAT = "beat"
+    WORKER = "worker"
+
+
 class Reason(StrEnum):
     """Why a run ended as it did, where the state alone does not say."""
 

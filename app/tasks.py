@@ -264,6 +264,7 @@ def _whole(now: datetime) -> datetime:
 def _touch(task: Task, now: datetime) -> None:
     task.version += 1
     task.updated_at = now
+    task.set_aside = None
 
 
 def _find(session: Session, task_id: UUID, *, lock: bool = False) -> Task:

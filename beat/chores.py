@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import answers, broker, db, dispatch, errors, external, outbox, runs
+from app import answers, broker, db, dispatch, errors, external, outbox, pulse, runs
 from app.messages import Message
 
 OVERDUE = timedelta(seconds=3)
@@ -69,7 +69,7 @@ class Contact:
 class Chores:
     """All chores, run one after the other by a thread of their own, with a publisher of their own."""
 
-    def __init__(self, publisher: broker.Publisher) -> None:
+    def __init__(self, publisher: broker.Publisher, announce: Callable[[], bool]) -> None:
         self.publisher = publisher
         self.contact = Contact()
         self.stopping = threading.Event()
@@ -82,11 +82,13 @@ class Chores:
             Chore(name="resend_vanished", every=5, step=self.resend_vanished),
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
             Chore(name="forget_answers", every=3600, step=forget_answers),
+            Chore(name="announce", every=1, step=announce),
         ]
 
     def run(self) -> None:
         """Runs due chores until it is stopped."""
         while not self.stopping.is_set():
+            pulse.mark("chores")
             for chore in self.all:
                 if time.monotonic() >= chore.next_at and not self.stopping.is_set():
                     self.turn(chore)
@@ -96,6 +98,7 @@ class Chores:
     def turn(self, chore: Chore) -> None:
         """One turn of a chore: at once again where there may be more, else after its pause."""
         more = False
+        pulse.mark(chore.name)
         try:
             more = chore.step()
             if chore.failing:

@@ -3,12 +3,12 @@
 import signal
 from types import FrameType
 from typing import Any
-from uuid import uuid4
 
 from celery.signals import beat_init, setup_logging
 
 from app import logs, settings
 from app.broker import celery_app
+from beat import node
 
 celery_app.conf.update(
     beat_scheduler="beat.scheduler:PunctualScheduler",
@@ -29,8 +29,8 @@ def _log(**_: Any) -> None:
 
 @beat_init.connect  # type: ignore[untyped-decorator]
 def _name(sender: Any, **_: Any) -> None:
-    """Makes the node's name unique: a second beat of the same name is locked out of its control queue."""
-    sender.hostname = f"celerybeat-{uuid4().hex[:6]}@%h"
+    """The name by which it answers is the one that `GET /cluster` shows."""
+    sender.hostname = node.NAME
 
 
 @beat_init.connect  # type: ignore[untyped-decorator]

@@ -18,15 +18,18 @@ from uuid import UUID
 import redis
 from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
+from redis.backoff import NoBackoff
 from sqlalchemy import Integer, SmallInteger, Uuid, select, true, tuple_, update
 
-from app import bell, broker, clock, db, dispatch, errors, outbox, settings
+from app import bell, broker, clock, db, dispatch, errors, outbox, pulse, settings
 from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
 from beat.chores import Chores
 from beat.entries import Entries, Entry
 from beat.leases import Leases
+from beat.node import Node
+from beat.watchdog import SigningRetry, Watchdog, sign_statements
 
 MAX_TICK = 0.5
 """Seconds between ticks at most: leases are renewed and changes mirrored at each."""
@@ -48,7 +51,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def __init__(self, app: Any, lazy: bool = False, **kwargs: Any) -> None:  # noqa: FBT001, FBT002 - Celery's own
         # RedBeat's get_redis finds this client and makes none of its own: behind Sentinels it would make one per call
-        setattr(app, REDBEAT_REDIS_KEY, bell.connect())
+        setattr(app, REDBEAT_REDIS_KEY, bell.connect(retry=SigningRetry(NoBackoff(), retries=1)))
         super().__init__(app, lazy=lazy, **kwargs)
         self.lock_key = None  # RedBeat's one lock per process; ours are one per bucket
         client = getattr(app, REDBEAT_REDIS_KEY)
@@ -58,10 +61,17 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.rebuild = Rebuild()
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
+        self.node = Node(self.leases, settings.load().PUNCTUAL_HEALTH_PATH)
+        self.watchdog = Watchdog(self.node)
         if not lazy:
-            self.chores = Chores(broker.Publisher())
+            self.chores = Chores(broker.Publisher(), self.node.announce)
+            self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
             self.chore_thread.start()
+            sign_statements(db.engines()[0])
+            for thread in (threading.current_thread(), self.chore_thread):
+                self.watchdog.watch(thread)
+            self.watchdog.start()
 
     def setup_schedule(self) -> None:
         """Nothing: what RedBeat takes from the configuration, Punctual takes from PostgreSQL."""
@@ -69,6 +79,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def tick(self, **_: Any) -> float:
         """One turn. Returns 0, as the waiting is done here; raises nothing, as the next turn may go well."""
         until = time.monotonic() + MAX_TICK
+        pulse.mark("tick")
         try:
             self._turn(until)
         except redis.RedisError as exc:
@@ -81,6 +92,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             log.exception("a tick failed, the next one follows")
         else:
             return 0.0
+        finally:
+            self.node.ticked()
         time.sleep(max(0.0, until - time.monotonic()))
         return 0.0
 
@@ -98,10 +111,14 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def close(self) -> None:
         """Stops: gives every lease back at once, so that the others need not wait for it to run out."""
+        self.watchdog.stopping.set()  # from here on the supervisor's patience counts
+        self.watchdog.join(timeout=1)
         self.chores.stopping.set()
         self.leases.release()
         self.publisher.close()
         self.chore_thread.join(timeout=5)
+        with contextlib.suppress(errors.Unavailable):
+            self.node.leave()
         super().close()
 
     @property
@@ -135,6 +152,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         for member, bucket in unreadable.items():
             log.error("entry %r of bucket %d cannot be read, it is set aside", member, bucket)
             self.entries.discard(bucket, member)
+            self.node.set_aside(member, bucket)
 
     def _move(self, buckets: dict[UUID, int], fired: dispatch.Fired) -> None:
         """Moves the entries on to what PostgreSQL says is next."""
@@ -173,7 +191,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _write(self, by_bucket: dict[int, list[Entry]], *, complete: bool = False) -> set[int]:
         held = self.leases.held()
         mine = {bucket: changed for bucket, changed in by_bucket.items() if bucket in held}
-        return self.entries.write(mine, dict.fromkeys(mine, self.leases.token), complete=complete)
+        return self.entries.write(mine, self.leases.tokens, complete=complete)
 
     def _listen(self, until: float) -> None:
         """Waits until then, or until the bell rings for a held bucket."""

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--per-second", type=float, default=20, metavar="N", help="runs that fall due each second")
     parser.add_argument("--list", action="store_true", help="names the faults and does nothing")
     parser.add_argument("--markdown", action="store_true", help="prints the table as Markdown")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes all details there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes all details there, logs beside it")
     return parser
 
 
@@ -74,10 +74,11 @@ def _drill(rows: Sequence[Fault], plan: Plan, given: argparse.Namespace) -> int:
     minutes = sum(map(plan.seconds, rows)) / 60
     _tell(f"{len(rows)} faults, about {minutes:.0f} minutes, --seed {given.seed}")
     results: list[Result] = []
+    logs = given.json.with_suffix(".logs") if given.json else None
     code = 0
     processes.interrupt_on_signal()
     try:
-        for result in campaign.run(rows, plan, given.seed, _tell):
+        for result in campaign.run(rows, plan, given.seed, _tell, logs):
             results.append(result)
             _tell(report.line(result))
             if given.json:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from deploy.processes import StartError
 from drill import checker, ledger, oracle, stack, witness
 from drill.checker import Judged, Offence, Outcome, Verdict
-from drill.faults import BURST, Bound, Fault, Site, Variant
+from drill.faults import Bound, Fault, Variant
 from drill.history import Call
 from drill.ledger import Row
 from drill.oracle import Demand
 from drill.stack import Stack
+from drill.strikes import Site
 from drill.witness import Start
 from drill.workload import Workload
 
@@ -24,12 +25,15 @@ PROMISE = 10.0
 PATIENCE = 60.0
 """Seconds after which what has not started counts as lost, and not as late."""
 
+BURST = 200
 BURST_AHEAD = 3.0
 STEP = 0.2
 FINE_ANSWERS = frozenset({"200", "503"})
 """Of the API, whatever is broken."""
 
 Tell = Callable[[str], None]
+Key = tuple[str, datetime]
+"""A task's name and a slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class Result:
     restarts: int = 0
     broken: list[str] = field(default_factory=list)
     """What did not hold, in words."""
+    waited_for: set[Key] = field(default_factory=set)
+    """Slots that had no end when it was judged, after PATIENCE."""
     calls: Sequence[Call] = ()
     rows: Sequence[Row] = ()
     starts: Sequence[Start] = ()
@@ -97,8 +103,9 @@ class Result:
         return max((each.after_heal for each in self.verdict.faults), default=0.0) if self.verdict else 0.0
 
 
-def run(faults: Sequence[Fault], plan: Plan, seed: int, tell: Tell) -> Iterator[Result]:
-    """Commits each fault; yields what came of it. A stack serves until a fault has left it broken."""
+def run(faults: Sequence[Fault], plan: Plan, seed: int, tell: Tell, logs: Path | None = None) -> Iterator[Result]:
+    """Commits each fault; yields what came of it. A stack serves until a fault has left it broken: then its logs
+    are copied below `logs`, and another takes its place."""
     current: Stack | None = None
     with ExitStack() as exits:
         for fault in faults:
@@ -108,7 +115,9 @@ def run(faults: Sequence[Fault], plan: Plan, seed: int, tell: Tell) -> Iterator[
                 current = exits.enter_context(stack.running(sentinel=fault.sentinel))
             result = attack(current, fault, plan, random.Random(f"{seed} {fault.name}"), tell)
             yield result
-            if result.verdict is None or not result.kept:
+            if not result.kept:
+                if logs is not None:
+                    current.copy_logs(logs / fault.name.replace(" ", "-"))
                 exits.close()
                 current = None
 
@@ -128,11 +137,10 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
             result.restarts = current.ends() - ends
             time.sleep(plan.quiet)
             result.verdict = _judge(current, workload, seen, result)
-            workload.close()
-        except StartError as exc:
-            result.broken.append(str(exc))
+        except Exception as exc:  # noqa: BLE001 - a fault that cannot be committed must not end the campaign
+            result.broken.append(f"{type(exc).__name__}: {exc}")
         finally:
-            workload.stop()
+            workload.close()
     result.answers = asker.answers
     if result.verdict is not None:
         result.broken += breaches(result, result.verdict)
@@ -165,13 +173,11 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     asked = _now()
     slots = oracle.slots(workload.history, asked)
     wanted = {(slot.task, slot.at) for slot in slots if slot.demand == Demand.MUST and slot.overtaken_at is None}
-    while True:
-        rows = ledger.read(current.database_url, workload.prefix)
-        ended = {(row.task, row.slot) for row in rows if row.state in ledger.ENDED}
-        going = any(row.slot <= asked and row.state not in ledger.ENDED for row in rows)
-        if (wanted <= ended and not going) or _now() > asked + timedelta(seconds=PATIENCE):
+    while left := _open(ledger.read(current.database_url, workload.prefix), wanted, asked):
+        if _now() > asked + timedelta(seconds=PATIENCE):
             break
         time.sleep(STEP)
+    result.waited_for = left
     result.starts = seen.starts()
     # after the starts: none of them may be without the row that was claimed before it
     result.rows = ledger.read(current.database_url, workload.prefix)
@@ -180,6 +186,13 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     # up to a moment that no row can have reached, as a row without a slot is an offence
     slots = oracle.slots(workload.history, until + timedelta(seconds=1))
     return checker.check(slots, result.rows, result.starts, faults=result.committed, bound=PROMISE, until=until)
+
+
+def _open(rows: Sequence[Row], wanted: set[Key], asked: datetime) -> set[Key]:
+    """The slots up to then that are without an end yet."""
+    ended = {(row.task, row.slot) for row in rows if row.state in ledger.ENDED}
+    going = {(row.task, row.slot) for row in rows if row.slot <= asked and row.state not in ledger.ENDED}
+    return (wanted - ended) | going
 
 
 def breaches(result: Result, verdict: Verdict) -> list[str]:

@@ -104,7 +104,11 @@ class Link:
     def _connect(self) -> socket.socket:
         if isinstance(self.target, str):
             store = socket.socket(socket.AF_UNIX)
-            store.connect(self.target)
+            try:
+                store.connect(self.target)
+            except OSError:
+                store.close()
+                raise
             return store
         store = socket.create_connection(self.target, timeout=None)
         store.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

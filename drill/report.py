@@ -69,6 +69,7 @@ def _details(result: Result) -> dict[str, Any]:
         "hits": [asdict(hit) for hit in result.committed],
         "answers": result.answers,
         "restarts": result.restarts,
+        "waited_for": sorted(result.waited_for),
     }
     if verdict is None:
         return found
@@ -91,7 +92,7 @@ def _details(result: Result) -> dict[str, Any]:
 
 def _records(result: Result, verdict: Verdict) -> dict[str, Any]:
     """Everything that is known of the tasks that are told of."""
-    words = {word for told in verdict.offences for word in told.split()}
+    words = {word for told in verdict.offences for word in told.split()} | {task for task, _ in result.waited_for}
     return {
         name: [asdict(each) for each in found if each.task in words]
         for name, found in (("calls", result.calls), ("rows", result.rows), ("starts", result.starts))

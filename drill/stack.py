@@ -6,6 +6,7 @@ Each kind of process reaches each store over a link of its own.
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -21,9 +22,10 @@ import amqp
 import httpx
 
 from app.settings import Settings
+from beat import entries
 from deploy import embedded, processes, server
 from deploy.processes import StartError
-from drill import links, stores
+from drill import links, sentinels, stores
 from drill.links import Link
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +48,7 @@ class Process:
 
     def __init__(self, name: str, line: str, env: Mapping[str, str], logs: Path) -> None:
         self.name = name
+        self.line = line
         self.env = dict(env)
         self.ends = 0
         """How often it ended, whether it was told to or not."""
@@ -133,7 +136,7 @@ class Stack:
     folder: Path
     database: stores.Store
     database_url: str
-    redis: stores.Redis | stores.Watched
+    redis: stores.Redis | sentinels.Watched
     rabbitmq: stores.Store | None
     """None where RabbitMQ is the machine's: it is reached over links, and never stopped."""
     broker_url: str
@@ -151,14 +154,32 @@ class Stack:
     def of(self, kind: str) -> list[Process]:
         return [process for process in self.processes.values() if process.kind == kind]
 
+    @contextmanager
+    def spare(self, kind: str, **env: str) -> Iterator[Process]:
+        """One more process of a kind, within; whether it ends is not counted."""
+        first = self.of(kind)[0]
+        name = f"{kind}.{len(self.of(kind)) + 1}"
+        process = Process(name, first.line, first.env | env, first.log.parent)
+        process.start()
+        try:
+            yield process
+        finally:
+            processes.stop([process.keeper], patience=STOP_WITHIN)
+
     def ends(self) -> int:
         """How often any process ended."""
         return sum(process.ends for process in self.processes.values())
 
     def is_ready(self) -> bool:
-        """Whether the stores answer over the links, and a worker has announced its targets."""
+        """Whether the stores answer over the links, a worker has told its targets, and every beat holds buckets."""
         site = server.Site(host="127.0.0.1", port=self.port, flower_port=0, admin_key=self.key, flower_login="")
-        return server.is_ready(site)
+        return server.is_ready(site) and self._is_shared()
+
+    def _is_shared(self) -> bool:
+        buckets = Settings.model_fields["PUNCTUAL_BUCKETS"].default
+        with self.redis.client() as client:
+            holders = client.mget([entries.lock_key(bucket) for bucket in range(buckets)])
+        return None not in holders and len(set(holders)) == len(self.of("beat"))
 
     def wait_ready(self) -> None:
         poll(self.is_ready, within=READY_WITHIN, what=f"the stack (its logs lie in {self.folder / 'logs'})")
@@ -184,8 +205,11 @@ class Stack:
                 return len(told["buckets"])
         return 0
 
-    def tail(self, name: str, lines: int = 30) -> str:
-        return "\n".join(self.processes[name].log.read_text(errors="replace").splitlines()[-lines:])
+    def copy_logs(self, target: Path) -> None:
+        """Keeps the logs of processes and stores, which go with the stack."""
+        target.mkdir(parents=True, exist_ok=True)
+        for log in (*self.folder.glob("*.log"), *(self.folder / "logs").glob("*.log")):
+            shutil.copyfile(log, target / log.name)
 
 
 @contextmanager
@@ -229,9 +253,9 @@ def _health_file(folder: Path, name: str) -> Path:
 
 def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
     database, database_url = exits.enter_context(stores.database(folder))
-    redis: stores.Redis | stores.Watched
+    redis: stores.Redis | sentinels.Watched
     if sentinel:
-        redis = exits.enter_context(stores.watched_redis(folder))
+        redis = exits.enter_context(sentinels.running(folder))
     else:
         redis = exits.enter_context(stores.redis_server(folder))
     rabbitmq, broker_url = None, os.environ.get("BROKER_URL", "")

@@ -9,8 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import amqp
@@ -29,8 +29,6 @@ START_WITHIN = 90.0
 DATABASE = "punctual_drill"
 """The fail points ask for a database with this word in its name."""
 
-MASTER = "drill"
-DOWN_AFTER_MS = 1500
 REDIS_SETTINGS = """\
 bind 127.0.0.1
 port {port}
@@ -38,14 +36,6 @@ save ""
 appendonly {keeps}
 maxmemory-policy noeviction
 repl-diskless-sync-delay 0
-"""
-SENTINEL_SETTINGS = """\
-bind 127.0.0.1
-port {port}
-sentinel monitor {master} 127.0.0.1 {master_port} 2
-sentinel down-after-milliseconds {master} {down_after}
-sentinel failover-timeout {master} 5000
-sentinel parallel-syncs {master} 2
 """
 RABBITMQ_SETTINGS = """\
 listeners.tcp.local = 127.0.0.1:{port}
@@ -108,7 +98,7 @@ def database(folder: Path) -> Iterator[tuple[Store, str]]:
     """PostgreSQL with an empty database; its crash is an immediate stop. Yields its URL too."""
     with postgresql.prepared(folder) as server:
         store = Store(server.program, server.is_ready, signal.SIGQUIT)
-        with _running(store):
+        with running(store):
             admin = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
             _make_database(admin)
             yield store, make_url(server.url).set(database=DATABASE).render_as_string(hide_password=False)
@@ -157,7 +147,7 @@ class Redis:
 def redis_server(folder: Path, name: str = "redis", *, keeps: bool = True, of: int | None = None) -> Iterator[Redis]:
     """A Redis server that keeps its data over a crash, or not; `of` is the port of the master that it follows."""
     made = _redis(folder, name, keeps=keeps, of=of)
-    with _running(made.store):
+    with running(made.store):
         yield made
 
 
@@ -168,11 +158,11 @@ def _redis(folder: Path, name: str, *, keeps: bool, of: int | None) -> Redis:
     text = REDIS_SETTINGS.format(port=port, keeps="yes" if keeps else "no")
     text += f"replicaof 127.0.0.1 {of}\n" if of else ""
     (home / "redis.conf").write_text(text, encoding="ascii")
-    program = _redis_program(name, home, "redis.conf")
-    return Redis(folder=home, port=port, store=Store(program, lambda: _answers(port)))
+    program = redis_program(name, home, "redis.conf")
+    return Redis(folder=home, port=port, store=Store(program, lambda: answers(port)))
 
 
-def _redis_program(name: str, home: Path, *words: str) -> Program:
+def redis_program(name: str, home: Path, *words: str) -> Program:
     return Program(
         name=name,
         argv=[str(embedded.redis_server()), *words],
@@ -182,88 +172,12 @@ def _redis_program(name: str, home: Path, *words: str) -> Program:
     )
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     try:
         with redis.Redis(port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False
-
-
-@dataclass(kw_only=True)
-class Watched:
-    """Three Redis servers, one of them the master, and three Sentinels that agree on which."""
-
-    servers: list[Redis]
-    sentinels: list[int] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinels)
-        return f"redis-sentinel://{hosts}/{MASTER}/0"
-
-    def client(self) -> redis.Redis:
-        return self.master().client()
-
-    def master(self) -> Redis:
-        """The server that the Sentinels name."""
-        with redis.Redis(port=self.sentinels[0], socket_timeout=3, decode_responses=True) as sentinel:
-            _, port = sentinel.sentinel_get_master_addr_by_name(MASTER)
-        return next(server for server in self.servers if server.port == int(port))
-
-    @contextmanager
-    def failing_over(self) -> Iterator[None]:
-        """The master is killed; within, another takes its place; after, the lost one is started again."""
-        _poll(self.is_whole, within=60, what="the return of all replicas")
-        lost = self.master()
-        lost.store.kill()
-        try:
-            yield
-        finally:
-            try:
-                _poll(lambda: self.master() is not lost, within=30, what="the failover")
-            finally:
-                lost.store.start()
-
-    def is_whole(self) -> bool:
-        """Whether both replicas follow the master, and every Sentinel knows them and the others."""
-        with suppress(redis.RedisError):
-            with self.master().client() as client:
-                info = client.info("replication")
-            if info["role"] != "master" or info["connected_slaves"] != len(self.servers) - 1:
-                return False
-            return all(self._sees_all(port) for port in self.sentinels)
-        return False
-
-    def _sees_all(self, port: int) -> bool:
-        with redis.Redis(port=port, socket_timeout=3, decode_responses=True) as sentinel:
-            seen = sentinel.sentinel_master(MASTER)
-        return bool(seen["num-slaves"] == 2 and seen["num-other-sentinels"] == 2 and not seen["is_odown"])  # noqa: PLR2004
-
-
-@contextmanager
-def watched_redis(folder: Path) -> Iterator[Watched]:
-    with ExitStack() as stack:
-        master = stack.enter_context(redis_server(folder, "redis.1"))
-        made = Watched(servers=[master])
-        for number in (2, 3):
-            made.servers.append(stack.enter_context(redis_server(folder, f"redis.{number}", of=master.port)))
-        for number in (1, 2, 3):
-            made.sentinels.append(stack.enter_context(_sentinel(folder, f"sentinel.{number}", master.port)))
-        _poll(made.is_whole, within=30, what="the Sentinels' agreement")
-        yield made
-
-
-@contextmanager
-def _sentinel(folder: Path, name: str, master_port: int) -> Iterator[int]:
-    port = processes.free_port()
-    home = folder / name
-    home.mkdir()
-    text = SENTINEL_SETTINGS.format(port=port, master=MASTER, master_port=master_port, down_after=DOWN_AFTER_MS)
-    (home / "sentinel.conf").write_text(text, encoding="ascii")
-    store = Store(_redis_program(name, home, "sentinel.conf", "--sentinel"), lambda: _answers(port))
-    with _running(store):
-        yield port
 
 
 @contextmanager
@@ -302,9 +216,9 @@ def rabbitmq(folder: Path) -> Iterator[tuple[Store, str]]:
         log=folder / "epmd.log",
     )
     node = Program(name="RabbitMQ", argv=[str(RABBITMQ)], cwd=home, env=env, log=folder / "rabbitmq.log")
-    with _running(Store(epmd, lambda: _listens(mapper))):
+    with running(Store(epmd, lambda: _listens(mapper))):
         store = Store(node, lambda: carries(port))
-        with _running(store):
+        with running(store):
             yield store, f"amqp://guest:guest@127.0.0.1:{port}//"
 
 
@@ -330,7 +244,7 @@ def carries(port: int) -> bool:
 
 
 @contextmanager
-def _running(store: Store) -> Iterator[None]:
+def running(store: Store) -> Iterator[None]:
     try:
         store.start()
         yield
@@ -338,7 +252,7 @@ def _running(store: Store) -> Iterator[None]:
         store.kill()
 
 
-def _poll(look: Callable[[], bool], *, within: float, what: str) -> None:
+def poll(look: Callable[[], bool], *, within: float, what: str) -> None:
     end = time.monotonic() + within
     while not look():
         if time.monotonic() > end:

@@ -7,9 +7,9 @@ import flask
 
 from app import settings
 from web import auth, docs, errors
-from web.api import health, runs, schedules, targets, tasks
+from web.api import cluster, health, runs, schedules, targets, tasks
 
-RESOURCES = (tasks, runs, schedules, targets, health)
+RESOURCES = (tasks, runs, schedules, targets, cluster, health)
 
 
 def create_app() -> flask.Flask:

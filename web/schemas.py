@@ -178,6 +178,88 @@ class TargetPageSchema(PageSchema):
     items = fields.List(fields.Nested(TargetSchema))
 
 
+class NodeSchema(Schema):
+    """A process of the cluster."""
+
+    name = fields.String(metadata={"description": "By which it answers Celery's remote control."})
+    present = fields.Boolean(metadata={"description": "Whether it was seen in the last 5 s."})
+    started_at = Instant()
+    seen_at = Instant()
+
+
+class BeatSchema(NodeSchema):
+    """A beat."""
+
+    role = fields.String(metadata={"description": "`leader` where it holds a bucket, else `standby`."})
+    buckets = fields.List(fields.Integer())
+    last_tick_age = fields.Float(metadata={"description": "Seconds since its last tick."})
+
+
+class WorkerSchema(NodeSchema):
+    """A worker."""
+
+    queues = fields.List(fields.String())
+    processes = fields.Integer()
+    running = fields.Integer(metadata={"description": "Runs and Celery calls in hand."})
+    versions = fields.Dict(keys=fields.String(), values=fields.String())
+
+
+class QueueSchema(Schema):
+    """A queue."""
+
+    name = fields.String()
+    depth = fields.Integer(
+        allow_none=True,
+        metadata={"description": "Messages that no worker has fetched; null where the broker or the queue is away."},
+    )
+    waiting = fields.Integer(metadata={"description": "Runs that were fired and that no worker has claimed."})
+    oldest_age = fields.Float(allow_none=True, metadata={"description": "Seconds for which the first has waited."})
+    processes = fields.Integer(metadata={"description": "Of the workers that consume it now."})
+
+
+class TaskAsideSchema(Schema):
+    """A task that Punctual has paused."""
+
+    id = fields.UUID()
+    name = fields.String()
+    reason = fields.String()
+    at = Instant()
+
+
+class QueueAsideSchema(Schema):
+    """A queue that cannot be declared: its runs stay pending."""
+
+    name = fields.String()
+    reason = fields.String()
+    beat = fields.String()
+
+
+class EntryAsideSchema(Schema):
+    """What lay among the entries in Redis and is none."""
+
+    bucket = fields.Integer()
+    member = fields.String()
+    at = fields.String()
+    beat = fields.String()
+
+
+class AsideSchema(Schema):
+    """What was set aside so that its neighbours go on."""
+
+    tasks = fields.List(fields.Nested(TaskAsideSchema))
+    queues = fields.List(fields.Nested(QueueAsideSchema))
+    entries = fields.List(fields.Nested(EntryAsideSchema))
+
+
+class ClusterSchema(Schema):
+    """Who is there, what waits, and what was set aside."""
+
+    beats = fields.List(fields.Nested(BeatSchema))
+    workers = fields.List(fields.Nested(WorkerSchema))
+    queues = fields.List(fields.Nested(QueueSchema))
+    set_aside = fields.Nested(AsideSchema)
+
+
 class HealthSchema(Schema):
     """How a process is."""
 

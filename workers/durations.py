@@ -1,5 +1,6 @@
 """How long runs of each target take: noted by the children, in memory that they share with their worker, and told to
-everybody by its heartbeat. What counts is the target's own call, so that a busy machine makes none look slow.
+everybody by its heartbeat. What counts is the target's own call, and the mean of a second: on a busy machine the
+longest call tells of the machine.
 """
 
 import json
@@ -19,7 +20,9 @@ FORGET = 0.2
 """How much of what a slow run taught is forgotten with each heartbeat that saw only quicker ones."""
 
 WINDOW = 1.0
-"""Seconds after which a child begins anew with the longest run that it saw."""
+"""Seconds after which a child begins anew."""
+
+WRITE_EVERY = 0.05
 
 PAGES = 256
 SIZE = 4096
@@ -32,21 +35,32 @@ _memory = mmap.mmap(-1, PAGES * SIZE)
 
 
 class _Seen:
-    """What one process has seen: the longest run of each target."""
+    """What one process has seen: of each target how many calls, and the seconds that they took in all."""
 
     def __init__(self) -> None:
-        self.longest: dict[str, float] = {}
-        self.until = 0.0
+        self.calls: dict[str, tuple[int, float]] = {}
+        self.since = 0.0
         self.writes = 0
+        self.written_at = 0.0
 
-    def note(self, target: str, seconds: float) -> bool:
-        """Whether that is news."""
-        if time.monotonic() > self.until:
-            self.longest, self.until = {}, time.monotonic() + WINDOW
-        if seconds <= self.longest.get(target, -1.0):
-            return False
-        self.longest[target] = seconds
-        return True
+    def note(self, target: str, seconds: float) -> None:
+        now = time.monotonic()
+        if now > self.since + WINDOW:
+            self.calls, self.since = {}, now
+        count, total = self.calls.get(target, (0, 0.0))
+        self.calls[target] = count + 1, total + seconds
+        if now > self.written_at + WRITE_EVERY:
+            self.write()
+            self.written_at = now
+
+    def write(self) -> None:
+        text = json.dumps({target: total / count for target, (count, total) in self.calls.items()}).encode()
+        if len(text) > SIZE - _HEAD.size:
+            return
+        start = getattr(current_process(), "index", 0) % PAGES * SIZE
+        _memory[start + _HEAD.size : start + _HEAD.size + len(text)] = text
+        self.writes += 1
+        _HEAD.pack_into(_memory, start, self.writes, len(text))
 
 
 _seen = _Seen()
@@ -55,19 +69,14 @@ _read = [0] * PAGES
 
 
 def note(target: str, seconds: float) -> None:
-    """Notes how long a run took, unless its target declares `packable = False`. Called in a child."""
-    if getattr(celery_app.tasks.get(target), "packable", True) and _seen.note(target, seconds):
-        text = json.dumps(_seen.longest).encode()
-        if len(text) <= SIZE - _HEAD.size:
-            start = getattr(current_process(), "index", 0) % PAGES * SIZE
-            _memory[start + _HEAD.size : start + _HEAD.size + len(text)] = text
-            _seen.writes += 1
-            _HEAD.pack_into(_memory, start, _seen.writes, len(text))
+    """Notes how long a call took, unless its target declares `packable = False`. Called in a child."""
+    if getattr(celery_app.tasks.get(target), "packable", True):
+        _seen.note(target, seconds)
 
 
 def collect() -> dict[str, float]:
-    """What the children have noted since the last call: the longest run of each target. Called in the worker."""
-    longest: dict[str, float] = {}
+    """What the children have noted since the last call: the slowest mean of each target. Called in the worker."""
+    slowest: dict[str, float] = {}
     for page in range(PAGES):
         writes, length = _HEAD.unpack_from(_memory, page * SIZE)
         if writes == _read[page]:
@@ -79,16 +88,16 @@ def collect() -> dict[str, float]:
             continue
         _read[page] = writes
         for target, seconds in noted.items():
-            longest[target] = max(seconds, longest.get(target, 0.0))
-    return longest
+            slowest[target] = max(seconds, slowest.get(target, 0.0))
+    return slowest
 
 
-def tell(longest: dict[str, float]) -> None:
+def tell(seen: dict[str, float]) -> None:
     """Tells everybody: at once where a target became slower, bit by bit where it became quicker."""
-    if not longest:
+    if not seen:
         return
-    durations = [timedelta(seconds=seconds) for seconds in longest.values()]
-    told = db.rows("told", target=(Text(), list(longest)), duration=(Interval(), durations))
+    durations = [timedelta(seconds=seconds) for seconds in seen.values()]
+    told = db.rows("told", target=(Text(), list(seen)), duration=(Interval(), durations))
     calmer = Target.duration + (told.c.duration - Target.duration) * FORGET
     with db.transaction() as session:
         session.execute(

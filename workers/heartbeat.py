@@ -7,19 +7,24 @@ so that neither Celery's event loop nor a heartbeat waits for it.
 import contextlib
 import inspect
 import logging
+import platform
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
+import celery
 from celery.worker import state
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, runs, signatures
+from app import db, errors, nodes, runs, signatures
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
+from app.states import NodeKind
 from workers import durations
 
 EVERY = 1.0
@@ -47,6 +52,9 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.stopping = threading.Event()
         self.beats = 0
+        self.started = time.monotonic()
+        self.consumer: Any = None
+        """Celery's consumer, from when the worker is ready."""
 
     def run(self) -> None:
         while not self.stopping.wait(EVERY if self.beats else 0):
@@ -54,17 +62,29 @@ class Heartbeat(threading.Thread):
         self.beat()
 
     def beat(self) -> None:
-        """One beat: renew, and now and then say what this worker can run."""
+        """One beat: renew, say that this worker is there, and now and then what it can run."""
         try:
             renew(in_hand(state.active_requests))
             durations.tell(durations.collect())
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
             self.beats += 1
+            self.tell()
         except errors.Unavailable:
             log.warning("PostgreSQL is away: heartbeats are renewed when it is back")
         except Exception:
             log.exception("a heartbeat failed, the next one follows")
+
+    def tell(self) -> None:
+        """Says that this worker is there and with what, or that it stops."""
+        if self.consumer is None:
+            return
+        name, uptime = self.consumer.hostname, timedelta(seconds=time.monotonic() - self.started)
+        with db.statement() as session:
+            if self.stopping.is_set():
+                nodes.leave(session, name)
+            else:
+                nodes.announce(session, NodeKind.WORKER, name, uptime, _details(self.consumer.pool))
 
 
 class Clerk(threading.Thread):
@@ -125,6 +145,20 @@ def _offered(task: Any) -> dict[str, Any]:
         "signature": signature,
         "parameters": parameters,
         "documentation": (inspect.getdoc(task.run) or "").partition("\n\n")[0],
+    }
+
+
+def _details(pool: Any) -> dict[str, Any]:
+    """What `GET /cluster` shows of this worker, and what dispatching asks for."""
+    try:
+        processes = int(pool.num_processes)
+    except AttributeError:  # the pool is about to end, or has ended
+        processes = 0
+    return {
+        "queues": sorted(celery_app.amqp.queues.consume_from),
+        "processes": processes,
+        "running": len(state.active_requests),
+        "versions": {"python": platform.python_version(), "celery": celery.__version__},
     }
 
 

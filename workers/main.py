@@ -29,7 +29,8 @@ celery_app.conf.update(
 # what happens to running tasks when the connection is lost is set on purpose, see app/broker.py
 warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
 
-_threads = (Heartbeat(), Clerk())
+_heartbeat = Heartbeat()
+_threads = (_heartbeat, Clerk())
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
@@ -63,7 +64,8 @@ def _forget_the_parents_connections(**_: Any) -> None:
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def _start(**_: Any) -> None:
+def _start(sender: Any, **_: Any) -> None:
+    _heartbeat.consumer = sender
     for thread in _threads:
         thread.start()
 

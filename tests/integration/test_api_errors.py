@@ -33,6 +33,7 @@ CALLS = [
     ("POST", f"/runs/{NOBODY}/cancel"),
     ("POST", "/schedules/preview"),
     ("GET", "/targets"),
+    ("GET", "/cluster"),
 ]
 """Every call below the base. A test holds this list against the app's own routes."""
 

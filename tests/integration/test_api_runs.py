@@ -69,7 +69,7 @@ def test_past_attempts_come_before_the_current_one_and_none_is_shown_twice(clien
     claim(ticket(2))
     assert outcomes(client, run) == [(1, "timeout"), (2, "running")]
     with db.transaction() as session:
-        runs.succeed(session, ticket(2), {"answer": 42})
+        runs.succeed(session, ticket(2), '{"answer": 42}')
     assert outcomes(client, run) == [(1, "timeout"), (2, "succeeded")]
     shown = client.get(f"{URL}/{run['id']}").json
     assert (shown["result"], shown["attempts"][0]["error"]) == ({"answer": 42}, ERROR)

@@ -129,7 +129,7 @@ def test_a_failure_of_our_own_tells_the_caller_no_secrets(caplog):
     def broken():
         raise KeyError("s3cret")
 
-    call = broker.celery_app.task(name="punctual.broken", base=calls.Call)(broken)
+    call = broker.celery_app.task(name="punctual.broken", base=calls.Call, shared=False)(broken)
     try:
         with pytest.raises(RuntimeError, match=r"^Something went wrong inside Punctual\.$"):
             ask(call)

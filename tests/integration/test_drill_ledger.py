@@ -3,8 +3,9 @@
 from datetime import timedelta
 
 import pytest
+from firing import fire
 
-from app import db, dispatch, outbox, runs, tasks
+from app import db, outbox, runs, tasks
 from app.states import Reason
 from drill import ledger
 
@@ -13,17 +14,17 @@ pytestmark = pytest.mark.usefixtures("database")
 RETRY = {"max_attempts": 3, "backoff": timedelta(0), "backoff_max": timedelta(0), "jitter": False}
 
 
-def fire(fields, postbox, name):
+def fire_one(fields, postbox, name):
     with db.transaction() as session:
         task = tasks.create(session, db.now(session), fields(name=name, retry=RETRY, schedule={"type": "now"}))
-    dispatch.fire(postbox.publish, [task.id])
+    fire(postbox.publish, [task.id])
     return task, postbox.sent.pop().ticket
 
 
 def test_only_the_tasks_of_its_name_are_read(database, fields, postbox):
-    _, ticket = fire(fields, postbox, "drill-1")
-    fire(fields, postbox, "other-drill-1")
-    fire(fields, postbox, "drillx1")
+    _, ticket = fire_one(fields, postbox, "drill-1")
+    fire_one(fields, postbox, "other-drill-1")
+    fire_one(fields, postbox, "drillx1")
     [row] = ledger.read(database, "drill-")
     assert (row.run, row.task, row.slot) == (str(ticket.run), "drill-1", ticket.slot)
     assert (row.state, row.trigger, row.missed, row.attempt, row.claims) == ("queued", "schedule", 0, 1, 0)
@@ -31,7 +32,7 @@ def test_only_the_tasks_of_its_name_are_read(database, fields, postbox):
 
 
 def test_claims_count_the_attempts_that_a_worker_took(database, fields, postbox):
-    _, ticket = fire(fields, postbox, "drill-1")
+    _, ticket = fire_one(fields, postbox, "drill-1")
     error = {"type": "E", "message": "", "traceback": None}
 
     def claims():

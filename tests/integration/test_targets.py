@@ -13,7 +13,7 @@ HOURLY = {"type": "interval", "every": 3600}
 before, after = (Celery(name, set_as_current=False, task_cls=RecordedTask) for name in ("before", "after"))
 
 
-@before.task(name="billing.charge", bind=True, queue="billing")
+@before.task(name="billing.charge", bind=True, queue="billing", shared=False)
 def charge(self, customer: str, amount: float, *, note: str | None = None):
     """Charges a customer.
 
@@ -21,12 +21,12 @@ def charge(self, customer: str, amount: float, *, note: str | None = None):
     """
 
 
-@before.task(name="mail.send")
+@before.task(name="mail.send", shared=False)
 def send(to, *parts):
     """Sends a letter."""
 
 
-@after.task(name="billing.charge", autoretry_for=(OSError,))
+@after.task(name="billing.charge", autoretry_for=(OSError,), shared=False)
 def charge_anew(customer, cents):
     """Charges a customer otherwise."""
 

@@ -1,0 +1,50 @@
+"""What beats and workers tell of themselves: one row each, renewed about once a second."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, select, true
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.models import Node
+from app.states import NodeKind
+
+PRESENT = timedelta(seconds=5)
+"""A node that was not seen for so long is taken for gone."""
+
+FORGOTTEN = timedelta(minutes=1)
+"""And after so long its row goes, by whoever writes next."""
+
+
+def announce(session: Session, kind: NodeKind, name: str, uptime: timedelta, details: dict[str, Any]) -> None:
+    """Says that a node is there, for `uptime` by now, and clears away rows of nodes long gone. One statement."""
+    now = func.statement_timestamp()
+    # whoever else clears the same rows away right now is left to it, and nobody waits for anybody
+    gone = select(Node.name).where(Node.seen_at < now - FORGOTTEN, Node.name != name).with_for_update(skip_locked=True)
+    row = insert(Node).values(name=name, kind=kind, started_at=now - uptime, seen_at=now, details=details)
+    session.execute(
+        row.on_conflict_do_update(
+            index_elements=["name"], set_={"seen_at": row.excluded.seen_at, "details": row.excluded.details}
+        ).add_cte(delete(Node).where(Node.name.in_(gone)).cte("cleared"))
+    )
+
+
+def leave(session: Session, name: str) -> None:
+    """Says that a node stops."""
+    session.execute(delete(Node).where(Node.name == name))
+
+
+def processes(session: Session) -> dict[str, int]:
+    """How many processes consume each queue right now, by what their workers said in the last seconds."""
+    queues = func.jsonb_array_elements_text(Node.details["queues"]).table_valued("name")
+    total = func.sum(Node.details["processes"].as_integer()).label("processes")
+    present = Node.seen_at > func.statement_timestamp() - PRESENT
+    rows = session.execute(
+        select(queues.c.name, total)
+        .select_from(Node)
+        .join(queues, true())
+        .where(Node.kind == NodeKind.WORKER, present)
+        .group_by(queues.c.name)
+    )
+    return {row.name: row.processes for row in rows}

@@ -1,0 +1,216 @@
+"""How each fault of the drill is committed, and how it is healed.
+
+A strike is a context manager: it breaks something when it is entered and has healed it when it is left. Two that
+touch nothing in common can be entered at once.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import amqp
+import psycopg
+
+from drill import links
+from drill.sentinels import Watched
+from drill.stack import FAIL_POINT, KINDS, Process, Stack, poll
+from drill.stores import Redis
+from drill.workload import Workload
+
+QUEUE = "default"
+BACKLOG = 1000
+BACKLOG_AHEAD = 6.0
+"""Seconds from the registration of a backlog to its slot."""
+
+PASSED_WITHIN = 60.0
+"""Seconds in which an armed process must have passed its fail point."""
+
+
+@dataclass(kw_only=True)
+class Site:
+    """What a strike may reach."""
+
+    stack: Stack
+    workload: Workload
+    random: random.Random
+
+    def leader(self) -> Process:
+        """The beat that holds most buckets; they share them evenly, so mostly either is one."""
+        beats = self.stack.of("beat")
+        return max(self.random.sample(beats, len(beats)), key=self.stack.buckets)
+
+
+Strike = Callable[[Site], AbstractContextManager[None]]
+
+
+# beats
+
+
+@contextmanager
+def leader_killed(site: Site) -> Iterator[None]:
+    leader = site.leader()
+    before = leader.pid
+    leader.signal(signal.SIGKILL)
+    yield
+    poll(lambda: leader.pid != before, within=PASSED_WITHIN, what="a new beat")
+
+
+@contextmanager
+def leader_paused(site: Site) -> Iterator[None]:
+    with site.leader().paused():
+        yield
+
+
+def beats_gone(*, but: int) -> Strike:
+    """All beats but `but` are killed, and no supervisor starts them again."""
+
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        beats = site.random.sample(site.stack.of("beat"), len(site.stack.of("beat")) - but)
+        with ExitStack() as away:
+            for beat in beats:
+                away.enter_context(beat.gone())
+            yield
+
+    return strike
+
+
+# fail points
+
+
+def beat_fails(point: str, pause: float) -> Strike:
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        beat = site.random.choice(site.stack.of("beat"))
+        beat.restart(**{FAIL_POINT: _fail_point(point, site.random.randint(1, 20), pause)})
+        armed = beat.pid
+        yield
+        _wait_passed(beat, point, pause)
+        if not pause:
+            poll(lambda: beat.pid != armed, within=PASSED_WITHIN, what="a new beat")
+
+    return strike
+
+
+def worker_fails(point: str, pause: float) -> Strike:
+    """A second worker is armed, and stopped afterwards: the processes that it starts in place of dead ones are armed
+    as well."""
+
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        fail_point = _fail_point(point, site.random.randint(5, 40), pause)
+        with site.stack.spare("worker", **{FAIL_POINT: fail_point}) as worker:
+            yield
+            _wait_passed(worker, point, pause)
+
+    return strike
+
+
+def _fail_point(point: str, nth: int, pause: float) -> str:
+    return f"{point}:{nth}:{f'pause={pause:g}' if pause else 'kill'}"
+
+
+def _wait_passed(process: Process, point: str, pause: float) -> None:
+    """Waits until the process has come to its fail point, of which its log tells, and slept there."""
+    said = f"fail point {point}:"
+    what = f"{process.name} at the fail point {point}"
+    poll(lambda: any(said in line for line in process.lines()), within=PASSED_WITHIN, what=what)
+    time.sleep(pause)
+
+
+# stores
+
+
+@contextmanager
+def redis_emptied(site: Site) -> Iterator[None]:
+    assert isinstance(site.stack.redis, Redis)
+    site.stack.redis.empty()
+    yield
+
+
+def redis_gone(*, comes_back_empty: bool) -> Strike:
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        assert isinstance(site.stack.redis, Redis)
+        with site.stack.redis.gone(comes_back_empty=comes_back_empty):
+            yield
+
+    return strike
+
+
+@contextmanager
+def redis_fails_over(site: Site) -> Iterator[None]:
+    assert isinstance(site.stack.redis, Watched)
+    with site.stack.redis.failing_over():
+        yield
+
+
+@contextmanager
+def rabbitmq_gone(site: Site) -> Iterator[None]:
+    assert site.stack.rabbitmq is not None
+    with site.stack.rabbitmq.gone():
+        yield
+
+
+@contextmanager
+def database_gone(site: Site) -> Iterator[None]:
+    with site.stack.database.gone():
+        yield
+
+
+def queue_loses(deed: Callable[[amqp.Channel, str], object]) -> Strike:
+    """The messages of a backlog are removed while the worker's link is silent, so that it takes none of them."""
+
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        at = datetime.now(UTC) + timedelta(seconds=BACKLOG_AHEAD)
+        site.workload.burst(BACKLOG, at)
+        _sleep_until(at - timedelta(seconds=0.3))
+        with links.MODES["silent"](site.stack.links["worker", "RabbitMQ"]), site.stack.connect() as connection:
+            channel = connection.channel()
+            poll(lambda: _queued(site.stack) >= BACKLOG * 9 // 10, within=10, what=f"a backlog of {BACKLOG}")
+            deed(channel, QUEUE)
+        yield
+
+    return strike
+
+
+def _queued(stack: Stack) -> int:
+    """How many runs the broker has confirmed and nobody has claimed: runs, as one message may carry many."""
+    url = stack.database_url.replace("postgresql+psycopg:", "postgresql:", 1)
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        row = connection.execute("SELECT count(*) FROM runs WHERE state = 'queued'").fetchone()
+    return int(row[0]) if row else 0
+
+
+# links
+
+
+def link(kind: str, store: str, mode: str) -> Strike:
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        with links.MODES[mode](site.stack.links[kind, store]):
+            yield
+
+    return strike
+
+
+def every_link(store: str, mode: str) -> Strike:
+    """All processes lose a store at once, though it lives."""
+
+    @contextmanager
+    def strike(site: Site) -> Iterator[None]:
+        with ExitStack() as broken:
+            for kind in KINDS:
+                broken.enter_context(links.MODES[mode](site.stack.links[kind, store]))
+            yield
+
+    return strike
+
+
+def _sleep_until(at: datetime) -> None:
+    time.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))
