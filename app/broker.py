@@ -16,7 +16,7 @@ from uuid import UUID
 
 from celery import Celery
 from celery.app.amqp import AMQP, Queues
-from kombu import Connection, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
@@ -42,6 +42,9 @@ REDIS_REDELIVERY = 6 * 3600
 """Seconds after which the Redis transport hands an unacknowledged message out again, finished or not. A run that
 was lost with its worker is sent again by the chores in seconds; an ordinary Celery call waits this long."""
 
+SAY_AGAIN = 60.0
+"""Seconds between two complaints about the same queue of another app."""
+
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +52,9 @@ def queue(name: str) -> Queue:
     """The queue of that name as every process declares it. Arguments of a queue never change in place."""
     if name == DEAD_LETTERS:
         return Queue(name, exchange="", routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    if name == CALLS_QUEUE:
+        # as Celery declares a queue that it is only told the name of: other apps declare it too, see decision 16
+        return Queue(name, Exchange(name, type="direct"), routing_key=name)
     return Queue(
         name,
         exchange="",
@@ -156,6 +162,7 @@ class Publisher:
         self.tag = 0
         self.unconfirmed: dict[int, Parcel] = {}
         self.refused: set[UUID] = set()
+        self.silent_until: dict[str, float] = {}
         self.undeclared: dict[str, str] = {}
         """Queues that cannot be declared, and why: their runs stay pending."""
 
@@ -218,7 +225,7 @@ class Publisher:
 
     def _declare(self, name: str) -> bool:
         """Whether the queue is there. One that cannot be declared takes its own messages only."""
-        if name in self.declared:
+        if name in self.declared or name in settings.load().external_queues:
             return True
         assert self.connection is not None
         pulse.mark("declaring a queue")
@@ -242,8 +249,11 @@ class Publisher:
             log.exception("%s cannot be sent, it stays pending", parcel.id)
             return False
         properties = {"delivery_mode": 2, "correlation_id": headers["id"], "reply_to": ""}
+        if self.is_amqp and _is_external(parcel):
+            # not Celery's `expires`, for which a worker remembers the id, and refuses the next attempt too
+            properties["expiration"] = str(int(messages.EXTERNAL_GRACE.total_seconds() * 1000))
         prepared = self.channel.prepare_message(
-            payload, self._priority(parcel.priority), content_type, encoding, headers, properties
+            payload, self._priority(parcel), content_type, encoding, headers, properties
         )
         if not self.is_amqp:
             self.channel.basic_publish(prepared, exchange="", routing_key=parcel.queue)
@@ -263,8 +273,8 @@ class Publisher:
             soft_time_limit=message.timeout.total_seconds(),
             time_limit=(message.timeout + messages.HARD_LIMIT_GRACE).total_seconds(),
             retries=message.ticket.attempt - 1,
-            ignore_result=True,
             origin=self.origin,
+            **_answering(message) if _is_external(message) else {"ignore_result": True},
         )
         return made.body, made.headers | {messages.HEADER: message.ticket.encode()}
 
@@ -285,16 +295,17 @@ class Publisher:
         )
         return made.body, made.headers
 
-    def _priority(self, priority: int) -> int:
+    def _priority(self, parcel: Parcel) -> int:
         """A task's priority, 0 to 9 with 5 as usual, in the transport's own terms.
 
         RabbitMQ 4 gives quorum queues two classes and counts above 4 as high; on Redis a lower number is
-        sooner.
+        sooner, and 0 is the only step that every app reads.
         """
+        priority = parcel.priority
         high = priority > 5  # noqa: PLR2004 - the usual one
         if self.is_amqp:
             return priority if high else min(priority, 4)
-        return 0 if high else 5
+        return 0 if high or _is_external(parcel) else 5
 
     def _confirm(self) -> None:
         """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
@@ -325,7 +336,28 @@ class Publisher:
         """Unroutable: the queue is gone. The broker confirms such a message all the same, right after this."""
         self.refused.add(UUID(returned.headers["id"]))
         self.declared.discard(name)
-        log.warning("queue %s is gone, it is declared again with the next batch", name)
+        if name in settings.load().external_queues:
+            if time.monotonic() > self.silent_until.get(name, 0):
+                log.warning("queue %s of another app is not there, its runs stay pending until it is", name)
+                self.silent_until[name] = time.monotonic() + SAY_AGAIN
+        else:
+            log.warning("queue %s is gone, it is declared again with the next batch", name)
+
+
+def _is_external(parcel: Parcel) -> bool:
+    return parcel.queue in settings.load().external_queues
+
+
+def _answering(message: Message) -> dict[str, Any]:
+    """What has another app's worker, which knows nothing of us, answer for a run."""
+    amqp = settings.load().BROKER_URL.get_secret_value().startswith("amqp")
+    # over the exchange that app needs no right to declare our queue; Redis would forget the binding
+    to = {"exchange": CALLS_QUEUE, "routing_key": CALLS_QUEUE} if amqp else {"queue": CALLS_QUEUE}
+    return {
+        "callbacks": [messages.answer_with(messages.RECORD_SUCCESS, message.ticket, to)],
+        "errbacks": [messages.answer_with(messages.RECORD_FAILURE, message.ticket, to)],
+        "ignore_result": None,  # as that app has it
+    }
 
 
 def declare() -> None:

@@ -105,6 +105,16 @@ class Guard:
                         theirs.shutdown(socket.SHUT_RDWR)
 
 
+def prepare() -> None:
+    """Connects once and lets go of it again, for a process that is to fork beside threads of its own.
+
+    What is imported or locked by a thread at a fork stays so in the child, which would wait for it for ever.
+    """
+    with contextlib.suppress(errors.Unavailable):
+        ping()
+    engines()[0].dispose()
+
+
 def forget() -> None:
     """Drops the connections inherited over a fork without closing them: they are the parent's."""
     engines()[0].dispose(close=False)

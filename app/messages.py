@@ -16,8 +16,17 @@ DEFAULT_QUEUE = "default"
 CALLS_QUEUE = "punctual"
 DEAD_LETTERS = "punctual.dead"
 
+RECORD_SUCCESS = "punctual.record_success"
+RECORD_FAILURE = "punctual.record_failure"
+"""The calls with which another app's worker answers for a run."""
+
 HARD_LIMIT_GRACE = timedelta(seconds=5)
 """Between the soft limit, which a target may catch to clean up, and the hard one, which kills its process."""
+
+
+EXTERNAL_GRACE = timedelta(seconds=30)
+"""How long a message may lie in another app's queue. Then RabbitMQ drops it: what starts later could outlive the
+attempt that it stands for."""
 
 
 BEGIN_WITHIN = timedelta(seconds=2)
@@ -176,3 +185,18 @@ class Pack:
 
 Parcel = Message | Pack
 """What one message of the broker carries."""
+
+
+def answer_with(name: str, ticket: Ticket, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A Celery signature, as JSON, that has another app's worker call us with the ticket when a run has ended.
+
+    Celery puts the result before it for a success, and the message's id, no more, for a failure.
+    """
+    return {
+        "task": name,
+        "args": [],
+        "kwargs": {"ticket": ticket.encode()},
+        "options": dict(options),
+        "subtask_type": None,
+        "immutable": False,
+    }

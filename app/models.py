@@ -197,6 +197,22 @@ class Target(Base):
     last_seen_at: Mapped[datetime]
 
 
+class Answer(Base):
+    """The first answer to a request that came with an idempotency key, for repeats of it."""
+
+    __tablename__ = "answers"
+
+    route: Mapped[str]
+    """What was asked, and by whom where that matters: keys of one route say nothing about another's."""
+    key: Mapped[str]
+    digest: Mapped[str]
+    """Of what was given: the same key with something else is a mistake."""
+    answer: Mapped[Any] = mapped_column(JSONB())
+    created_at: Mapped[datetime]
+
+    __table_args__ = (PrimaryKeyConstraint("route", "key"), Index("ix_answers_created_at", "created_at"))
+
+
 class Node(Base):
     """A beat or a worker, as it tells of itself about once a second. One that stops cleanly takes its row along."""
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, Select, Uuid, func, select, update
 from sqlalchemy.orm import Session
 
-from app import db
+from app import db, settings
 from app.messages import Message, Ticket
 from app.models import Run, Task
 from app.runs import NewRun
@@ -52,8 +52,10 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
 def count_queued(session: Session) -> dict[str, int]:
     """Messages per queue that stand queued for longer than a worker's prefetch takes."""
     old = Run.published_at < func.statement_timestamp() - SENDING
+    # what another app has taken stands queued until it answers: its queue says nothing
+    ours = Run.queue.not_in(settings.load().external_queues)
     query = select(Run.queue, func.count(_MESSAGE.distinct()).label("messages")).where(
-        Run.state == RunState.QUEUED, old
+        Run.state == RunState.QUEUED, old, ours
     )
     return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 

@@ -76,11 +76,13 @@ def _read() -> Pace:
 
 def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
     """Puts messages together, in their order, that may travel so: first attempts of one quick target, of which there
-    are many. The others go by themselves."""
+    are many. The others go by themselves, and so does all that another app is to read, whatever a worker of ours told
+    of its target."""
+    theirs = settings.load().external_queues
     parcels: list[Parcel] = []
     alike: dict[tuple[str, str, int], list[Message]] = defaultdict(list)
     for message in messages:
-        if message.target in pace.durations and message.ticket.attempt == 1:
+        if message.target in pace.durations and message.ticket.attempt == 1 and message.queue not in theirs:
             alike[message.target, message.queue, message.priority].append(message)
         else:
             parcels.append(message)

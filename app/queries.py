@@ -2,16 +2,17 @@
 
 import base64
 import binascii
+import contextlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import errors, nodes
+from app import errors, nodes, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
 from app.models import Attempt, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
@@ -47,10 +48,10 @@ class TargetDetail:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDetail:
-    """A task, and whether a live worker offers its target right now."""
+    """A task, and whether a live worker offers its target right now; None where that is another app's, and unknown."""
 
     task: Task
-    target_available: bool
+    target_available: bool | None
 
 
 OFFERED_FOR = timedelta(seconds=45)
@@ -93,9 +94,23 @@ def task(session: Session, task_id: UUID) -> Task:
     return found
 
 
+def task_id(session: Session, key: str) -> UUID:
+    """The id of the task that has this id or, else, this name. Raises NotFound."""
+    meant: ColumnElement[bool] = Task.name == key
+    with contextlib.suppress(ValueError):
+        meant |= Task.id == UUID(key)
+    query = select(Task.id).where(Task.state != TaskState.DELETED, meant).order_by(Task.name == key).limit(1)
+    named = session.scalars(query).one_or_none()
+    if named is None:
+        raise errors.NotFound("There is no such task.")
+    return named
+
+
 def task_detail(session: Session, task_id: UUID) -> TaskDetail:
     """Raises NotFound; a deleted task is not found."""
     found = task(session, task_id)
+    if settings.load().external_queue(found.target):
+        return TaskDetail(task=found, target_available=None)
     offer = session.scalars(select(_AVAILABLE).where(Target.name == found.target)).one_or_none()
     return TaskDetail(task=found, target_available=bool(offer))
 

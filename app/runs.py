@@ -5,7 +5,7 @@ fences out a worker that comes back from the dead. All stamps are PostgreSQL's c
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -40,6 +40,9 @@ LOST_AFTER = timedelta(seconds=4)
 """Without a heartbeat for this long a running run counts as lost. Workers renew each second."""
 
 LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}
+
+GIVEN_BACK = "given_back"
+"""The outcome of an attempt that ended with its worker's stop: nobody's failure, and not counted as one."""
 
 BATCH = 500
 
@@ -106,7 +109,14 @@ def succeed(session: Session, ticket: Ticket, result: str | None) -> bool:
     return _moved(session, _SUCCEED, ticket, a_result=result)
 
 
-def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any], draw: float) -> RunState | None:
+def fail(
+    session: Session,
+    ticket: Ticket,
+    reason: Reason,
+    error: dict[str, Any],
+    draw: float,
+    states: Collection[RunState] = (RunState.RUNNING,),
+) -> RunState | None:
     """Records a failed attempt: the run waits for the next one, or has failed for good where none is left.
 
     `draw` in [0, 1) is the jitter's. Returns the new state; None: this attempt was superseded.
@@ -115,7 +125,7 @@ def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any]
     task = session.scalars(
         select(Task)
         .join(Run, Task.id == Run.task_id)
-        .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
+        .where(*keys.fence(ticket), Run.state.in_(states))
         .with_for_update(of=Run)
     ).one_or_none()
     if task is None:
@@ -128,10 +138,10 @@ def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any]
         draw=draw,
     )
     # an attempt that never came to its end by its own doing is tried again at once
-    return _end_attempt(session, ticket, task, reason, error, delay=timedelta(0) if reason == Reason.LOST else delay)
+    return end_attempt(session, ticket, task, reason, error, delay=timedelta(0) if reason == Reason.LOST else delay)
 
 
-def _end_attempt(
+def end_attempt(
     session: Session,
     ticket: Ticket,
     task: Task,
@@ -144,8 +154,9 @@ def _end_attempt(
     """Ends an attempt whose row this transaction has locked: the next one follows where the task allows it or `again`
     says so, or the run has failed."""
     values: dict[str, Any] = {"error": error, "reason": reason}
-    if again or ticket.attempt < task.max_attempts:
-        _keep_attempt(session, ticket, error, reason)
+    within = again or ticket.attempt < task.max_attempts
+    if within or ticket.attempt - _given_back(session, ticket) < task.max_attempts:
+        _keep_attempt(session, ticket, error, RunState.FAILED if reason == Reason.ERROR else reason)
         values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
@@ -194,7 +205,7 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
     ).all()
     # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
     ended = [
-        _end_attempt(
+        end_attempt(
             session,
             keys.ticket(run),
             task,
@@ -208,6 +219,25 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
 
+def give_back(session: Session, tickets: Iterable[Ticket]) -> int:
+    """Takes runs from a worker that stops: each goes on at once, with a further attempt that does not count as one.
+
+    Returns how many there were. One that has ended meanwhile, or was taken from the worker before, is left alone.
+    """
+    taken = 0
+    for ticket in tickets:
+        moved = session.execute(
+            update(Run)
+            .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
+            .values(state=RunState.RETRYING, retry_at=func.statement_timestamp())
+            .returning(Run.id)
+        ).all()
+        if moved:
+            _keep_attempt(session, ticket, None, GIVEN_BACK)
+            taken += 1
+    return taken
+
+
 def open_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
     """Which of these tasks have a run that is not ended."""
     if not task_ids:
@@ -215,9 +245,14 @@ def open_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
     return set(db.execute(session, _OPEN_TASKS, db.arrays("asked", id=task_ids)).scalars())
 
 
-def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reason: Reason) -> None:
+def _given_back(session: Session, ticket: Ticket) -> int:
+    """How many past attempts of a run were given back, and so do not count."""
+    mine = (Attempt.run_id == ticket.run, Attempt.scheduled_for == ticket.slot)
+    return session.scalars(select(func.count()).where(*mine, Attempt.outcome == GIVEN_BACK)).one()
+
+
+def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any] | None, outcome: str) -> None:
     """Keeps the current attempt as a past one, before the next begins."""
-    outcome = RunState.FAILED if reason == Reason.ERROR else reason
     past = select(
         Run.id,
         Run.scheduled_for,
@@ -226,7 +261,7 @@ def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any], reaso
         Run.attempt_started_at,
         func.statement_timestamp(),
         literal(str(outcome)),
-        literal(error, Attempt.error.type),
+        literal(error, Attempt.error.type) if error else null(),
     ).where(*keys.fence(ticket))
     columns = [
         "run_id",

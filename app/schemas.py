@@ -5,12 +5,12 @@ Loading a task gives the `fields` that the use cases of `app.tasks` take; dumpin
 
 import json
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import marshmallow as ma
 from marshmallow import fields
 
-from app import models, queries, signatures
+from app import errors, models, queries, signatures
 from app.fields import Choice, Flag, Instant, JsonArray, JsonObject, Seconds, Text, Whole
 from app.states import Catchup, Overlap, Reason, RunState, TaskState, Trigger
 
@@ -160,12 +160,43 @@ class TaskDetailSchema(TaskSchema):
 
     target_available = fields.Boolean(
         dump_only=True,
-        metadata={"description": "Whether a live worker offers its target right now; else its runs wait."},
+        allow_none=True,
+        metadata={
+            "description": "Whether a live worker offers its target right now; else its runs wait. "
+            "null: it is another app's, which does not say."
+        },
     )
 
     @ma.pre_dump
     def _nest(self, detail: queries.TaskDetail, **_: Any) -> Fields:
         return self._row(detail.task) | {"target_available": detail.target_available}
+
+
+class PauseSchema(Schema):
+    """Why a task is paused."""
+
+    empty_body = True
+    note = Text(0, 1000, allow_none=True, load_default=None)
+
+
+class ResumeSchema(Schema):
+    """From where a task goes on."""
+
+    empty_body = True
+    since = Choice(
+        ("now", "last"),
+        data_key="from",
+        load_default="now",
+        metadata={"description": "`last`: slots that fell into the pause are made up for, as `catchup` says."},
+    )
+
+
+class RunNowSchema(SizedSchema):
+    """Arguments for one run alone; null or absent: the task's own."""
+
+    empty_body = True
+    args = JsonArray(allow_none=True, load_default=None)
+    kwargs = JsonObject(allow_none=True, load_default=None)
 
 
 class FailureSchema(Schema):
@@ -258,6 +289,24 @@ class TargetSchema(Schema):
         return {name: getattr(detail.target, name) for name in columns} | {"available": detail.available}
 
 
+def load(schema: ma.Schema, data: Fields) -> Fields:
+    """What a client gave, checked. Raises Invalid, field by field."""
+    try:
+        return dict(schema.load(data))
+    except ma.ValidationError as exc:
+        by_field = cast("dict[str, Any]", exc.messages)
+        raise errors.Invalid(errors={field: fold(inner) for field, inner in by_field.items()}) from exc
+
+
+def fold(messages: Any) -> Any:
+    """Messages on an object as a whole stand in marshmallow's `_schema`; they belong to the field that holds it."""
+    if not isinstance(messages, dict):
+        return messages
+    if messages.keys() == {"_schema"}:
+        return messages["_schema"]
+    return {field: fold(inner) for field, inner in messages.items()}
+
+
 def lateness(run: models.Run) -> float | None:
     """Milliseconds from the slot to the start of the first attempt; None before that."""
     if run.started_at is None:
@@ -266,9 +315,13 @@ def lateness(run: models.Run) -> float | None:
 
 
 def current(detail: queries.RunDetail) -> list[Fields]:
-    """The attempt that stands in the run itself, where it has started; it may be a past one that waits for the next."""
+    """The attempt that stands in the run itself, where it has started; it may be a past one that waits for the next.
+
+    When another app's attempt started is not known; that it did is known once the app has answered.
+    """
     run = detail.run
-    if run.attempt_started_at in {None, *(past.started_at for past in detail.attempts)}:
+    began = run.attempt_started_at is not None or run.state in {RunState.SUCCEEDED, RunState.FAILED}
+    if not began or run.attempt in {past.attempt for past in detail.attempts}:
         return []
     return [
         {

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 DATABASE_SCHEMES = ("postgresql+psycopg://",)
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis-sentinel://")
 BROKER_SCHEMES = ("amqp://", "amqps://", "redis://", "rediss://", "redis+socket://")
+EXTERNAL_TARGET = re.compile(
+    r"(?!celery\.|punctual\.)[A-Za-z0-9_][A-Za-z0-9_.*?\-]*@(?!amq\.|default$|punctual)[A-Za-z0-9_.\-]{1,64}"
+)
+"""A name pattern with * and ?, an @, and the queue of the other app; neither is one of ours."""
 
 FAIL_POINT = re.compile(
     r"(?P<point>fired|published|confirmed|claimed|called|recorded):(?P<nth>[1-9]\d*):(kill|pause=(?P<pause>\d+(\.\d+)?))"
@@ -47,7 +52,7 @@ class Settings(BaseModel):
 
     PUNCTUAL_BUCKETS: Annotated[int, Field(ge=1, le=4096)] = 16
     PUNCTUAL_TASK_MODULES: tuple[str, ...] = ()
-    PUNCTUAL_EXTERNAL_TARGETS: str = ""
+    PUNCTUAL_EXTERNAL_TARGETS: tuple[tuple[str, str], ...] = ()
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
     PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
@@ -55,6 +60,10 @@ class Settings(BaseModel):
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
     PUNCTUAL_PACKS: bool = True
     PUNCTUAL_FAIL_POINT: str = ""
+    PUNCTUAL_AUTOSCALE_CPU: Annotated[int, Field(ge=1, le=100)] = 90
+    PUNCTUAL_AUTOSCALE_MEMORY: Annotated[int, Field(ge=1, le=100)] = 90
+    PUNCTUAL_AUTOSCALE_QUIET: Annotated[float, Field(gt=0)] = 30.0
+    PUNCTUAL_STOP_GRACE: Annotated[float, Field(ge=0)] = 25.0
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
@@ -73,18 +82,25 @@ class Settings(BaseModel):
             raise ValueError(f"must start with {' or '.join(allowed)}")
         return value
 
+    @field_validator("PUNCTUAL_EXTERNAL_TARGETS", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        """Name patterns with their queues, in the order in which they are tried."""
+        if not isinstance(value, str):
+            return value
+        given = [pair.strip() for pair in value.split(",") if pair.strip()]
+        for pair in given:
+            if not EXTERNAL_TARGET.fullmatch(pair):
+                raise ValueError(
+                    f"{pair!r} is not a name pattern @ queue such as billing.*@billing, neither of them one of ours"
+                )
+        return tuple((name, queue) for name, _, queue in (pair.partition("@") for pair in given))
+
     @field_validator("PUNCTUAL_WEBHOOK_SECRET")
     @classmethod
     def _signs(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _keys(value)
-        return value
-
-    @field_validator("PUNCTUAL_EXTERNAL_TARGETS")
-    @classmethod
-    def _not_yet(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("is not available in this version")
         return value
 
     @model_validator(mode="after")
@@ -102,6 +118,16 @@ class Settings(BaseModel):
     def webhook_keys(self) -> tuple[bytes, ...]:
         """The keys that requests are signed with: several while one takes the place of another."""
         return _keys(self.PUNCTUAL_WEBHOOK_SECRET) if self.PUNCTUAL_WEBHOOK_SECRET else ()
+
+    @property
+    def external_queues(self) -> frozenset[str]:
+        """The queues of other apps: theirs to declare and to consume."""
+        return frozenset(queue for _, queue in self.PUNCTUAL_EXTERNAL_TARGETS)
+
+    def external_queue(self, target: str) -> str | None:
+        """The queue of the other app that a target belongs to; None where it is one of ours."""
+        found = (queue for name, queue in self.PUNCTUAL_EXTERNAL_TARGETS if fnmatchcase(target, name))
+        return next(found, None)
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:

@@ -22,7 +22,7 @@ class RunState(StrEnum):
     PENDING = "pending"
     """Committed, not surely sent: `dispatch` and the chore `publish_pending` send it."""
     QUEUED = "queued"
-    """The broker has confirmed it: a worker claims it."""
+    """The broker has confirmed it: a worker claims it. Another app's worker does not: its answer ends the run."""
     RUNNING = "running"
     """A worker has claimed it and records its outcome, or gives it back where it was claimed in a pack and not begun;
     `rescue_lost` where that worker is gone."""
@@ -88,9 +88,12 @@ CLAIMABLE = frozenset({RunState.PENDING, RunState.QUEUED})
 OPEN = WAITING | {RunState.RUNNING}
 """Not ended."""
 
+ANSWERS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING})
+"""Where the answer of another app moves a run that no worker of ours has claimed, or that it never came."""
+
 MOVES: dict[RunState, frozenset[RunState]] = {
-    RunState.PENDING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED}),
-    RunState.QUEUED: frozenset({RunState.PENDING, RunState.RUNNING, RunState.CANCELLED}),
+    RunState.PENDING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED}) | ANSWERS,
+    RunState.QUEUED: frozenset({RunState.PENDING, RunState.RUNNING, RunState.CANCELLED}) | ANSWERS,
     RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.PENDING}),
     RunState.RETRYING: frozenset({RunState.PENDING, RunState.CANCELLED}),
 }

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import dispatch, errors, policies, runs, schedules, settings, signatures
+from app.messages import DEFAULT_QUEUE
 from app.models import Run, Target, Task
 from app.states import Reason, TaskState, Trigger
 
@@ -70,6 +71,7 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
         if was_one_time != _is_one_time(task.schedule) and "window" not in fields.get("catchup", {}):
             task.catchup_window = None
         _default_window(task)
+        _route(task, fields)
         if fields.keys() & TIMING:
             _retime(task, now)
         _touch(task, now)
@@ -168,8 +170,21 @@ def _new(now: datetime, fields: Fields) -> Task:
         mirrored_version=0,
     )
     _default_window(task)
+    _route(task, fields)
     _retime(task, now)
     return task
+
+
+def _route(task: Task, fields: Fields) -> None:
+    """A target of another app goes to that app's queue, whatever was given; nothing else goes there."""
+    config = settings.load()
+    theirs = config.external_queue(task.target)
+    if theirs:
+        task.queue = theirs
+    elif task.queue in config.external_queues:
+        if "queue" in fields:
+            raise errors.Invalid(errors={"queue": ["This queue is another app's: only its own targets go there."]})
+        task.queue = DEFAULT_QUEUE
 
 
 def _default_window(task: Task) -> None:
@@ -288,6 +303,8 @@ def _check_targets(session: Session, calls: Sequence[Fields], shape: Any) -> Non
 
 
 def _misfits(known: Mapping[str, Any], target: str, args: Sequence[Any], kwargs: Fields) -> Mapping[str, Any]:
+    if settings.load().external_queue(target):
+        return {}  # what another app offers, and what that takes, is known there alone
     if target not in known:
         return {"target": [f"No worker offers {target!r}. GET /targets lists what can be called."]}
     return {} if known[target] is None else signatures.misfits(target, known[target], args, kwargs)

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import broker, db, dispatch, errors, outbox, pulse, runs
+from app import answers, broker, db, dispatch, errors, external, outbox, pulse, runs
 from app.messages import Message
 
 OVERDUE = timedelta(seconds=3)
@@ -80,6 +80,8 @@ class Chores:
             Chore(name="publish_retries", every=0.5, step=self.publish_retries),
             Chore(name="rescue_lost", every=1, step=self.rescue_lost),
             Chore(name="resend_vanished", every=5, step=self.resend_vanished),
+            Chore(name="end_unanswered", every=1, step=self.end_unanswered),
+            Chore(name="forget_answers", every=3600, step=forget_answers),
             Chore(name="announce", every=1, step=announce),
         ]
 
@@ -129,6 +131,16 @@ class Chores:
             log.warning("runs lost their worker: %d are tried again, %d have failed", again, dead)
         return again + dead >= runs.BATCH
 
+    def end_unanswered(self) -> bool:
+        """Attempts that another app was sent and never answered for. Answers that waited for PostgreSQL go first."""
+        if self.contact.check() <= external.ANSWER_GRACE:
+            return False
+        with db.transaction() as session:
+            again, dead = external.give_up(session)
+        if again or dead:
+            log.warning("other apps gave no answer: %d runs are tried again, %d have failed", again, dead)
+        return again + dead >= external.BATCH
+
     def resend_vanished(self) -> bool:
         """Where more messages stand queued than the broker holds, a queue was purged or lost.
 
@@ -167,6 +179,12 @@ def make_partitions() -> bool:
                 log.warning("no partition of %s for %s: its rows lie in the default one already", table, first)
         first = after
     return False
+
+
+def forget_answers() -> bool:
+    """Deletes the answers to old requests."""
+    with db.transaction() as session:
+        return answers.forget(session, db.now(session)) >= answers.BATCH
 
 
 def _make_partition(table: str, first: date, after: date) -> None:

@@ -96,7 +96,8 @@ def read(procfile: Path) -> dict[str, str]:
 
 def environment(data: Path, urls: Mapping[str, str]) -> dict[str, str]:
     """What each process gets: what we were given, and what was not, made. Raises StartError."""
-    env = os.environ | urls
+    # below the patience with which the processes are stopped
+    env = {"PUNCTUAL_STOP_GRACE": "3"} | dict(os.environ) | dict(urls)
     env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"}
     env |= {processes.MARK: str(data), "PYTHONUNBUFFERED": "1"}
     made: dict[str, Callable[[], str]] = {

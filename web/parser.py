@@ -9,7 +9,7 @@ import flask
 import marshmallow as ma
 from webargs.flaskparser import FlaskParser, is_json_request
 
-from app import errors, settings
+from app import errors, schemas, settings
 
 
 class Parser(FlaskParser):
@@ -37,7 +37,7 @@ class Parser(FlaskParser):
 
     def handle_error(self, error: ma.ValidationError, req: flask.Request, schema: ma.Schema, **_: Any) -> NoReturn:
         [by_field] = cast("dict[str, Any]", error.messages).values()  # webargs wraps them in the place's name
-        raise errors.Invalid(errors={field: fold(inner) for field, inner in by_field.items()}) from error
+        raise errors.Invalid(errors={field: schemas.fold(inner) for field, inner in by_field.items()}) from error
 
 
 def read(req: flask.Request, limit: int) -> bytes:
@@ -68,15 +68,6 @@ def parse(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise errors.Malformed("The body must be a JSON object.")
     return value
-
-
-def fold(messages: Any) -> Any:
-    """Messages on an object as a whole stand in marshmallow's `_schema`; they belong to the field that holds it."""
-    if not isinstance(messages, dict):
-        return messages
-    if messages.keys() == {"_schema"}:
-        return messages["_schema"]
-    return {field: fold(inner) for field, inner in messages.items()}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What only REST knows: queries, headers, the bodies of actions, pages and errors."""
+"""What only REST knows: queries, headers, bulk, pages and errors."""
 # ruff: noqa: ARG002, RUF012 - marshmallow's own signatures and names
 
 import re
@@ -8,8 +8,8 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from app import errors
-from app.fields import Choice, Instant, JsonArray, JsonObject, Text, Whole
-from app.schemas import RunSchema, Schema, SizedSchema, TargetSchema, TaskSchema
+from app.fields import Choice, Instant, JsonObject, Text, Whole
+from app.schemas import RunSchema, Schema, TargetSchema, TaskSchema
 from app.states import RunState, TaskState
 
 MAX_BULK = 1000
@@ -126,33 +126,6 @@ class TasksSchema(Schema):
     """Tasks that were registered together."""
 
     items = fields.List(fields.Nested(TaskSchema))
-
-
-class PauseSchema(Schema):
-    """Why a task is paused."""
-
-    empty_body = True
-    note = Text(0, 1000, allow_none=True, load_default=None)
-
-
-class ResumeSchema(Schema):
-    """From where a task goes on."""
-
-    empty_body = True
-    since = Choice(
-        ("now", "last"),
-        data_key="from",
-        load_default="now",
-        metadata={"description": "`last`: slots that fell into the pause are made up for, as `catchup` says."},
-    )
-
-
-class RunNowSchema(SizedSchema):
-    """Arguments for one run alone; null or absent: the task's own."""
-
-    empty_body = True
-    args = JsonArray(allow_none=True, load_default=None)
-    kwargs = JsonObject(allow_none=True, load_default=None)
 
 
 class PreviewSchema(Schema):

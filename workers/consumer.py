@@ -1,23 +1,32 @@
-"""Celery's consumer with two habits changed: it reconnects at once, and it parks what it cannot read.
+"""Celery's consumer with a few habits changed: it reconnects at once, parks what it cannot read, and when it is
+to stop gives back at once what has not started.
 
-Celery waits 2, 4, 6 … 30 s between tries, hard-coded; and it acknowledges a message that it cannot decode,
-which loses it.
+Celery waits 2, 4, 6 … 30 s between tries, hard-coded; it acknowledges a message that it cannot decode, which
+loses it; and it holds what it has fetched until its last run has ended.
 """
 
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
+from kombu.common import ignore_errors
 
 from app import broker, messages
-from app.messages import DEAD_LETTERS, Ticket
+from app.messages import CALLS_QUEUE, DEAD_LETTERS, Ticket
 from app.states import Reason
-from workers import execution, heartbeat
+from workers import execution, heartbeat, pool, stopping
+
+CALLS_EVERY = 5
+"""Seconds between two looks for a queue `punctual` that could not be consumed."""
 
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 """Seconds between tries to reach the broker."""
+
+NAMED = {"content_type", "content_encoding", "application_headers", "priority"}
+"""Properties of a message that kombu gives by names of their own."""
 
 ABOUT_THE_MESSAGE = (LookupError, TypeError, ValueError, AttributeError)
 """What a message that a stranger sent makes Celery stumble over."""
@@ -28,6 +37,9 @@ log = logging.getLogger(__name__)
 class PatientConsumer(Consumer):  # type: ignore[misc]
     """The consumer of every worker."""
 
+    wants_calls: bool | None = None
+    """Whether this worker was started to answer calls: `-Q` may leave their queue out."""
+
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         """Without Celery's delayed delivery, which declares 28 queues: no message of ours carries an ETA."""
 
@@ -36,6 +48,31 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # workers need not know each other: less talk, and a start that is a second quicker
         super().__init__(*args, **kwargs | {"without_mingle": True, "without_gossip": True})
+
+    def connect(self) -> Any:
+        """Connects. Where the queue of calls is not to be had, runs are executed all the same.
+
+        Unlike the queues of runs it may lie on one node of a cluster, or be somebody else's making.
+        """
+        conn = super().connect()
+        queues = self.app.amqp.queues
+        if self.wants_calls is None:
+            self.wants_calls = CALLS_QUEUE in queues.consume_from
+        if self.wants_calls and _can_declare(conn, CALLS_QUEUE):
+            queues.select_add(queues[CALLS_QUEUE])
+        elif self.wants_calls:
+            queues.deselect(CALLS_QUEUE)
+            self.timer.call_after(CALLS_EVERY, self.look_for_calls)
+        return conn
+
+    def look_for_calls(self) -> None:
+        """Consumes the queue of calls once it is there."""
+        if not self.connection or CALLS_QUEUE in self.app.amqp.queues.consume_from:
+            return
+        if _can_declare(self.connection, CALLS_QUEUE):
+            self.add_task_queue(CALLS_QUEUE)
+        else:
+            self.timer.call_after(CALLS_EVERY, self.look_for_calls)
 
     def ensure_connected(self, conn: Any) -> Any:
         failing = False
@@ -51,6 +88,20 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         if failing:
             log.info("the broker is back")
         return connected
+
+    def on_close(self) -> None:
+        """Celery's hook where the connection is lost or the worker stops: it forgets what no process has begun."""
+        pool.settle(self.pool._pool)  # noqa: SLF001 - Celery's own wraps billiard's
+        super().on_close()
+
+    def close(self) -> None:
+        """Celery's first word to a consumer whose worker is to stop."""
+        if state.should_terminate:  # a cold shutdown, which has ended everything already
+            return
+        if self.task_consumer is not None:
+            ignore_errors(self, self.task_consumer.cancel)
+        for request in stopping.begin(self.pool._pool):  # noqa: SLF001
+            request.reject(requeue=True)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(**kwargs)
@@ -79,7 +130,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
     def park(self, message: Any, exc: Exception) -> None:
         """Puts a message into the dead-letter queue with its bytes, and fails the run that it stood for."""
         log.error("a message is parked in %s: %s: %s", DEAD_LETTERS, type(exc).__name__, exc)
-        if broker.celery_app.connection().transport_cls.startswith("redis"):
+        redis = broker.celery_app.connection().transport_cls.startswith("redis")
+        if redis or message.delivery_info.get("routing_key") == CALLS_QUEUE:
             _copy(message, DEAD_LETTERS)
             message.ack_log_error(log, self.connection_errors)
         else:
@@ -92,9 +144,21 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
 
 def _copy(message: Any, queue: str) -> None:
-    """What a dead-letter exchange does, for a transport that has none."""
+    """What a dead-letter exchange does, for a transport that has none, and for the queue of calls."""
     channel = message.channel
+    others = {name: value for name, value in message.properties.items() if name not in NAMED}
     copy = channel.prepare_message(
-        message.body, 0, message.content_type, message.content_encoding, message.headers, dict(message.properties)
+        message.body, 0, message.content_type, message.content_encoding, message.headers, others
     )
-    channel.basic_publish(copy, exchange="", routing_key=queue)
+    channel.basic_publish(copy, exchange="", routing_key=queue)  # the broker takes the copy before the ack
+
+
+def _can_declare(conn: Any, name: str) -> bool:
+    """Whether the queue can be consumed; asked on a channel of its own, as a refusal closes it."""
+    try:
+        with conn.channel() as channel:
+            broker.queue(name)(channel).declare()
+    except conn.channel_errors as exc:
+        log.error("queue %s cannot be consumed, no call is answered here for now: %s", name, exc)  # noqa: TRY400
+        return False
+    return True

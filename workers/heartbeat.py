@@ -64,7 +64,7 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """One beat: renew, say that this worker is there, and now and then what it can run."""
         try:
-            renew(_in_hand(state.active_requests))
+            renew(in_hand(state.active_requests))
             durations.tell(durations.collect())
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
@@ -162,6 +162,6 @@ def _details(pool: Any) -> dict[str, Any]:
     }
 
 
-def _in_hand(requests: Iterable[Any]) -> list[Ticket]:
+def in_hand(requests: Iterable[Any]) -> list[Ticket]:
     """The runs that its children work on. The set may change meanwhile: it is copied first."""
     return [ticket for request in tuple(requests) if hasattr(request, "in_hand") for ticket in request.in_hand()]

@@ -1,5 +1,6 @@
 """The worker process: `celery -A workers.main:celery_app worker`. Also what Flower loads to watch it."""
 
+import gc
 import warnings
 from typing import Any
 from uuid import uuid4
@@ -12,13 +13,17 @@ from app.broker import celery_app, declare
 from workers.execution import RecordedTask
 from workers.heartbeat import Clerk, Heartbeat
 
-BUILT_IN = ("workers.targets.debug", "workers.targets.http")
+BUILT_IN = ("workers.calls", "workers.targets.debug", "workers.targets.http")
 ON_REQUEST = ("workers.targets.shell",) if settings.load().PUNCTUAL_SHELL else ()
 
 celery_app.task_cls = RecordedTask
 celery_app.conf.update(
     imports=("workers.packs", *BUILT_IN, *ON_REQUEST, *settings.load().PUNCTUAL_TASK_MODULES),
     worker_consumer="workers.consumer:PatientConsumer",
+    worker_autoscaler="workers.autoscaler:Autoscaler",
+    # whoever calls is answered; the messages of runs say that they want no answer
+    result_backend="rpc://",
+    task_ignore_result=False,
 )
 
 # what happens to running tasks when the connection is lost is set on purpose, see app/broker.py
@@ -43,6 +48,14 @@ def _name(instance: Any, **_: Any) -> None:
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _declare(**_: Any) -> None:
     declare()
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _prepare_to_fork(**_: Any) -> None:
+    """What is imported by now stays: no collection is to look at it again, which in a child copies what it shares."""
+    db.prepare()
+    gc.collect()
+    gc.freeze()
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

@@ -36,8 +36,8 @@ def make_stack(template, tmp_path_factory, request):
     """Makes stacks, each on a database of its own; stops and drops them at the end."""
     made = []
 
-    def make(kind):
-        broker = GIVEN["BROKER_URL"] if kind == "rabbitmq" else broker_on_redis()
+    def make(kind, broker=None):
+        broker = broker or (GIVEN["BROKER_URL"] if kind == "rabbitmq" else broker_on_redis())
         empty(broker)
         name = f"punctual_{kind}_{os.getpid()}_{len(made)}"
         database = new_database(name, template)

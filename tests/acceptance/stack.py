@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from celery import Celery
+from kombu import Connection
 from stores import ROOT, poll
 
 KEY = "punctual-test-key"
@@ -62,10 +64,10 @@ class Stack:
             base_url=f"http://127.0.0.1:{self.port}/api/v1", headers={"Authorization": f"Bearer {KEY}"}, timeout=10
         )
 
-    def start(self, name, number=1, **env):
+    def start(self, name, number=1, options="", **env):
         """Starts a process of the Procfile in a session of its own, as a supervisor would."""
         log = (self.logs / f"{name}.{number}.log").open("ab")
-        command = ["bash", "-c", "exec " + procfile()[name].removeprefix("exec ")]
+        command = ["bash", "-c", f"exec {procfile()[name].removeprefix('exec ')} {options}"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=self.env | env, stdout=log, stderr=log, start_new_session=True
         )
@@ -111,6 +113,22 @@ class Stack:
 
     def tail(self, name, number=1, lines=30):
         return "\n".join((self.logs / f"{name}.{number}.log").read_text().splitlines()[-lines:])
+
+    def depth(self, queue="default"):
+        """How many messages of a queue no worker has taken."""
+        is_amqp = self.env["BROKER_URL"].startswith("amqp")
+        options = {} if is_amqp else {"global_keyprefix": "punctual:broker:", "priority_steps": [0, 5]}
+        with Connection(self.env["BROKER_URL"], transport_options=options) as connection:
+            to = connection.default_channel
+            return to.queue_declare(queue, passive=True).message_count if is_amqp else to._size(queue)
+
+    def control(self, command, timeout=10, **arguments):
+        """What the one worker answers to `celery control COMMAND` or `celery inspect COMMAND`."""
+        with Celery(broker=self.env["BROKER_URL"]) as app:
+            if not self.env["BROKER_URL"].startswith("amqp"):
+                app.conf.broker_transport_options = {"global_keyprefix": "punctual:broker:"}
+            [answer] = app.control.broadcast(command, arguments=arguments, reply=True, timeout=timeout, limit=1)
+        return next(iter(answer.values()))
 
     def create(self, **fields):
         """Registers a task; `debug.echo` where no target is named."""

@@ -27,10 +27,10 @@ def is_amqp(stack):
     return stack.env["BROKER_URL"].startswith("amqp")
 
 
-def send(to, body, content_type="application/json", headers=None):
+def send(to, body, content_type="application/json", headers=None, queue="default"):
     properties = {"delivery_mode": 2, "correlation_id": "x", "reply_to": ""}
     made = to.prepare_message(body, 5, content_type, "utf-8", headers or {}, properties)
-    to.basic_publish(made, exchange="", routing_key="default")
+    to.basic_publish(made, exchange="", routing_key=queue)
 
 
 def take(stack, queue):

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from app import broker
+from app import broker, settings
 from app.messages import DEAD_LETTERS, Message, Ticket
 
 
@@ -94,3 +94,38 @@ def test_a_rejected_message_ends_in_the_dead_letter_queue_with_its_bytes(publish
 def test_only_a_priority_above_the_usual_one_counts_as_high_on_rabbitmq(publisher, given, sent):
     publisher.publish([message(priority=given)])
     assert take("default").properties["priority"] == sent
+
+
+@pytest.fixture
+def billing(publisher, monkeypatch):
+    """A queue of another app, with arguments of its own."""
+    monkeypatch.setenv("PUNCTUAL_EXTERNAL_TARGETS", "billing.*@test.billing")
+    settings.load.cache_clear()
+    with broker.celery_app.connection_for_write() as connection:
+        to = connection.default_channel
+        to.queue_delete("test.billing")
+        to.queue_declare("test.billing", durable=True, auto_delete=False, arguments={"x-max-length": 9})
+        yield to
+        to.queue_delete("test.billing")
+    monkeypatch.undo()
+    settings.load.cache_clear()
+
+
+def test_another_apps_queue_is_written_to_and_never_declared(publisher, billing):
+    sent = message("test.billing", target="billing.charge")
+    assert publisher.publish([sent]) == [sent]
+    got = take("test.billing")
+    _, _, embed = json.loads(got.body)
+    [success], [failure] = embed["callbacks"], embed["errbacks"]
+    assert (success["task"], failure["task"]) == ("punctual.record_success", "punctual.record_failure")
+    assert Ticket.decode(success["kwargs"]["ticket"]) == Ticket.decode(failure["kwargs"]["ticket"]) == sent.ticket
+    assert got.headers["ignore_result"] is None
+    assert got.properties["expiration"] == "30000"
+
+
+def test_another_apps_queue_that_is_not_there_leaves_its_runs_pending_and_is_said(publisher, billing, caplog):
+    billing.queue_delete("test.billing")
+    theirs, ours = message("test.billing", target="billing.charge"), message()
+    assert publisher.publish([theirs, ours]) == [ours]
+    assert "queue test.billing of another app is not there" in caplog.text
+    assert broker.depth("test.billing") is None

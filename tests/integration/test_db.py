@@ -51,3 +51,10 @@ def test_a_childs_transactions_are_watched_too(impatient):
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     db.ping()
+
+
+def test_what_is_to_fork_has_connected_and_holds_no_connection(impatient):
+    db.prepare()
+    pool = db.engines()[0].pool
+    assert (pool.checkedin(), pool.checkedout()) == (0, 0)
+    db.ping()

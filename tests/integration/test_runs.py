@@ -193,3 +193,42 @@ def test_two_manual_runs_in_one_microsecond_are_two_runs(ticket):
 def test_the_table_of_moves_names_every_state_that_is_not_final():
     assert states.MOVES.keys() == states.OPEN
     assert all(source in states.MOVES for to in RunState for source in states.sources(to))
+
+
+def given_back(ticket):
+    """Gives a claimed run back and makes it claimable again; returns the next attempt's ticket."""
+    assert do(runs.give_back, [ticket]) == 1
+    with db.transaction() as session:
+        [message] = outbox.take_retries(session)
+    return message.ticket
+
+
+def test_a_run_given_back_is_due_at_once_with_a_further_attempt(ticket):
+    do(runs.claim, ticket, "one@host")
+    assert given_back(ticket) == again(ticket)
+    assert not do(runs.succeed, ticket, "late")
+    run = reread(ticket)
+    assert (run.state, run.attempt, run.reason, run.error) == (RunState.PENDING, 2, None, None)
+    [past] = attempts(ticket)
+    assert (past.outcome, past.worker, past.error) == ("given_back", "one@host", None)
+
+
+def test_only_a_running_run_is_given_back(ticket):
+    assert do(runs.give_back, [ticket]) == 0
+    do(runs.claim, ticket, "one@host")
+    assert do(runs.give_back, [again(ticket)]) == 0
+    do(runs.succeed, ticket, None)
+    assert do(runs.give_back, [ticket]) == 0
+    assert attempts(ticket) == []
+
+
+def test_an_attempt_given_back_does_not_count_as_one(ticket):
+    do(runs.claim, ticket, "one@host")
+    ticket = given_back(ticket)
+    for state in (RunState.RETRYING, RunState.RETRYING, RunState.FAILED):  # three are allowed
+        do(runs.claim, ticket, "two@host")
+        assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) == state
+        with db.transaction() as session:
+            outbox.take_retries(session)
+        ticket = again(ticket)
+    assert [past.outcome for past in attempts(ticket)] == ["given_back", "failed", "failed"]

@@ -31,6 +31,12 @@ def test_every_link_to_a_file_leads_somewhere(page):
     assert missing == []
 
 
+def test_the_apps_that_are_shown_are_those_that_are_tested():
+    shown = re.findall(r"<!-- (\S+\.py) -->\n```python\n(.*?)```", (ROOT / "docs/celery.md").read_text(), re.DOTALL)
+    assert {name for name, _ in shown} == {"tests/strangers/caller.py", "tests/strangers/billing.py"}
+    assert [name for name, source in shown if source != (ROOT / name).read_text()] == []
+
+
 def test_the_diagram_of_a_runs_life_shows_each_allowed_move():
     drawn = set(re.findall(r"^ {4}(\w+) --> (\w+)", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE))
     # a rescue moves a run to retrying or failed: nothing goes from running straight to pending

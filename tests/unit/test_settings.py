@@ -31,6 +31,16 @@ def test_modules_are_listed_with_commas():
     assert Settings.read(GIVEN | {"PUNCTUAL_TASK_MODULES": "a, b.c,"}).PUNCTUAL_TASK_MODULES == ("a", "b.c")
 
 
+def test_targets_of_other_apps_are_name_patterns_with_their_queues_and_the_first_that_fits_counts():
+    read = Settings.read(GIVEN | {"PUNCTUAL_EXTERNAL_TARGETS": "billing.audit@audit, billing.*@billing,shop.?@celery"})
+    assert read.external_queue("billing.audit") == "audit"
+    assert read.external_queue("billing.charge") == "billing"
+    assert read.external_queue("shop.a") == "celery"
+    assert read.external_queue("shop.ab") is read.external_queue("Billing.charge") is None
+    assert read.external_queues == {"audit", "billing", "celery"}
+    assert Settings.read(GIVEN).external_queues == frozenset()
+
+
 def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path):
     secret = tmp_path / "key"
     secret.write_text("from a file\n")
@@ -47,6 +57,11 @@ def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path)
         ({"DATABASE_URL": "sqlite:///x"}, "DATABASE_URL: must start with postgresql+psycopg://"),
         ({"DATABASE_URL": ""}, "DATABASE_URL: is required"),
         ({"PUNCTUAL_BUCKET": "8"}, "PUNCTUAL_BUCKET: there is no such setting"),
+        ({"PUNCTUAL_EXTERNAL_TARGETS": "billing.*"}, "PUNCTUAL_EXTERNAL_TARGETS: 'billing.*' is not a name pattern @"),
+        ({"PUNCTUAL_EXTERNAL_TARGETS": "a@b,*@c"}, "PUNCTUAL_EXTERNAL_TARGETS: '*@c' is not"),
+        ({"PUNCTUAL_EXTERNAL_TARGETS": "punctual.*@b"}, "PUNCTUAL_EXTERNAL_TARGETS: 'punctual.*@b' is not"),
+        ({"PUNCTUAL_EXTERNAL_TARGETS": "a.*@default"}, "PUNCTUAL_EXTERNAL_TARGETS: 'a.*@default' is not"),
+        ({"PUNCTUAL_EXTERNAL_TARGETS": "a.*@punctual.x"}, "PUNCTUAL_EXTERNAL_TARGETS: 'a.*@punctual.x' is not"),
         ({"PUNCTUAL_SHELL": "perhaps"}, "PUNCTUAL_SHELL: Input should be a valid boolean"),
         ({"PUNCTUAL_WEBHOOK_SECRET": "s3cret"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
         ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_c2hvcnQ="}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),

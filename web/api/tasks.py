@@ -83,7 +83,7 @@ def delete(wanted: Fields, task_id: UUID) -> None:
 
 
 @blp.serves("POST", "/tasks/<uuid:task_id>/pause")
-@blp.takes(web_schemas.PauseSchema, required=False)
+@blp.takes(schemas.PauseSchema, required=False)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
 @blp.refuses(404, 409)
 def pause(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
@@ -95,7 +95,7 @@ def pause(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 
 
 @blp.serves("POST", "/tasks/<uuid:task_id>/resume")
-@blp.takes(web_schemas.ResumeSchema, required=False)
+@blp.takes(schemas.ResumeSchema, required=False)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
 @blp.refuses(404, 409)
 def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
@@ -107,7 +107,7 @@ def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 
 
 @blp.serves("POST", "/tasks/<uuid:task_id>/run")
-@blp.takes(web_schemas.RunNowSchema, required=False)
+@blp.takes(schemas.RunNowSchema, required=False)
 @blp.gives(202, schemas.RunSchema, headers=("Location",))
 @blp.refuses(404)
 def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:

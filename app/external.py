@@ -1,0 +1,80 @@
+"""Runs of other apps' targets: no worker of ours claims them, so their answer, or its absence, ends them.
+
+Such a run stands `queued` from its sending to its answer. When it started is not known and stays null; the
+attempt's number fences out the late answer of an earlier attempt.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import DateTime, Text, cast, func, literal, null, select, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Session
+
+from app import keys, runs, settings
+from app.messages import EXTERNAL_GRACE, Ticket
+from app.models import Run, Task
+from app.states import CLAIMABLE, Reason, RunState
+
+BATCH = 500
+
+
+def succeed(session: Session, ticket: Ticket, result: str | None, worker: str | None) -> bool:
+    """Records the result that another app returned, as JSON. False: the run is none of its, ended, or superseded."""
+    ended = {"state": RunState.SUCCEEDED, "reason": null(), "error": null(), "finished_at": func.statement_timestamp()}
+    return _move(session, ticket, worker=worker, result=cast(literal(result, Text()), JSONB), **ended)
+
+
+def fail(session: Session, ticket: Ticket, worker: str | None, draw: float) -> RunState | None:
+    """Records that another app failed, as `runs.fail` does. None: the run is none of its, ended, or superseded."""
+    if not _move(session, ticket, worker=worker):
+        return None
+    message = f"It failed in its own app, which does not say why: look there for the message {ticket.run}."
+    error = {"type": "FailedElsewhere", "message": message, "traceback": None}
+    return runs.fail(session, ticket, Reason.ERROR, error, draw, states=CLAIMABLE)
+
+
+def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
+    """Ends attempts that stand unanswered longer than their timeout and the time to be taken from the queue.
+
+    Returns how many are tried again, and how many failed for good. The message itself has expired by then.
+    """
+    queues = settings.load().external_queues
+    if not queues:
+        return 0, 0
+    patience = Task.timeout + EXTERNAL_GRACE + ANSWER_GRACE
+    silent = session.execute(
+        select(Run, Task)
+        .join(Task, Task.id == Run.task_id)
+        .where(Run.state == RunState.QUEUED, Run.queue.in_(queues))
+        .where(Run.published_at + patience < func.statement_timestamp())
+        .limit(limit)
+        .with_for_update(of=Run, skip_locked=True)
+    ).all()
+    ended = [
+        runs.end_attempt(session, keys.ticket(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
+        for run, task in silent
+    ]
+    return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
+
+
+ANSWER_GRACE = timedelta(seconds=10)
+"""For the hard limit, and for the answer's way back."""
+
+
+def _silence(run: Run) -> dict[str, Any]:
+    message = f"No answer came from the app that owns the queue {run.queue}."
+    return {"type": "NoAnswer", "message": message, "traceback": None}
+
+
+def _move(session: Session, ticket: Ticket, **values: Any) -> bool:
+    """Changes a run of another app that waits for its answer; a ticket of one of our own runs opens nothing."""
+    sent_at = literal(ticket.sent_at, DateTime(timezone=True))  # the answer may come before the row says so
+    moved = session.execute(
+        update(Run)
+        .where(*keys.fence(ticket), Run.state.in_(CLAIMABLE), Run.queue.in_(settings.load().external_queues))
+        .values(published_at=func.coalesce(Run.published_at, sent_at), **values)
+        .returning(Run.id)
+        .execution_options(synchronize_session=False)
+    )
+    return moved.one_or_none() is not None
