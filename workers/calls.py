@@ -164,10 +164,10 @@ def run_task(session: Session, now: datetime, fields: Fields) -> Fields:
 
 @reads
 def get_task(session: Session, fields: Fields) -> Fields:
-    """Shows a task."""
+    """Shows a task, and whether its target can be called."""
     task_id = _take_task(session, fields)
     schemas.load(schemas.Schema(), fields)
-    return _dump_task(queries.task(session, task_id))
+    return dict(schemas.TaskDetailSchema().dump(queries.task_detail(session, task_id)))
 
 
 @reads
