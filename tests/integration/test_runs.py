@@ -206,7 +206,7 @@ def given_back(ticket):
 def test_a_run_given_back_is_due_at_once_with_a_further_attempt(ticket):
     do(runs.claim, ticket, "one@host")
     assert given_back(ticket) == again(ticket)
-    assert not do(runs.succeed, ticket, "late")
+    assert not do(runs.succeed, ticket, '"late"')
     run = reread(ticket)
     assert (run.state, run.attempt, run.reason, run.error) == (RunState.PENDING, 2, None, None)
     [past] = attempts(ticket)
