@@ -38,7 +38,7 @@ MAX_RUNS = 5_000
 INSTANT = timedelta(microseconds=1)
 
 Publish = Callable[[Sequence[Parcel]], list[Parcel]]
-"""Sends a batch and returns what was confirmed: `broker.Publisher.publish`."""
+"""Sends a batch and returns what was confirmed: `publishing.Publisher.publish`."""
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import answers, broker, db, dispatch, errors, external, outbox, pulse, runs
+from app import answers, broker, db, dispatch, errors, external, outbox, publishing, pulse, runs
 from app.messages import Message
 
 OVERDUE = timedelta(seconds=3)
@@ -69,7 +69,7 @@ class Contact:
 class Chores:
     """All chores, run one after the other by a thread of their own, with a publisher of their own."""
 
-    def __init__(self, publisher: broker.Publisher, announce: Callable[[], bool]) -> None:
+    def __init__(self, publisher: publishing.Publisher, announce: Callable[[], bool]) -> None:
         self.publisher = publisher
         self.contact = Contact()
         self.stopping = threading.Event()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from app import broker, clock, db, nodes
+from app import clock, db, nodes, publishing
 from app.states import NodeKind
 from beat.leases import Leases
 
@@ -32,7 +32,7 @@ class Node:
     def __init__(self, leases: Leases, health_file: Path | None) -> None:
         self.leases = leases
         self.health_file = health_file
-        self.publishers: list[broker.Publisher] = []
+        self.publishers: list[publishing.Publisher] = []
         self.unreadable: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self.started_at = self.ticked_at = time.monotonic()
         self.failing = False
@@ -83,6 +83,6 @@ class Node:
             self.failing = False
 
 
-def _undeclared(publishers: Iterable[broker.Publisher]) -> list[dict[str, str]]:
+def _undeclared(publishers: Iterable[publishing.Publisher]) -> list[dict[str, str]]:
     queues = {name: why for publisher in publishers for name, why in tuple(publisher.undeclared.items())}
     return [{"name": name, "reason": why} for name, why in sorted(queues.items())]

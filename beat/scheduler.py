@@ -21,7 +21,7 @@ from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
 from sqlalchemy import Integer, SmallInteger, Uuid, bindparam, select, true, tuple_, update
 
-from app import bell, broker, clock, db, dispatch, errors, outbox, pulse, settings
+from app import bell, clock, db, dispatch, errors, outbox, publishing, pulse, settings
 from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
@@ -57,14 +57,14 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         client = getattr(app, REDBEAT_REDIS_KEY)
         self.entries = Entries(client)
         self.leases = Leases(client, settings.load().PUNCTUAL_BUCKETS)
-        self.publisher = broker.Publisher()
+        self.publisher = publishing.Publisher()
         self.rebuild = Rebuild()
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
         self.node = Node(self.leases, settings.load().PUNCTUAL_HEALTH_PATH)
         self.watchdog = Watchdog(self.node)
         if not lazy:
-            self.chores = Chores(broker.Publisher(), self.node.announce)
+            self.chores = Chores(publishing.Publisher(), self.node.announce)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
             sign_statements(db.engines()[0])  # before a second thread could make engines of its own at the same time

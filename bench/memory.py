@@ -73,11 +73,11 @@ def _send(count: int) -> None:
     """Triggers that many runs of one task by hand, in batches, past beat."""
     from uuid import uuid4  # noqa: PLC0415 - reads the settings, which stand only now
 
-    from app import broker, db, outbox, runs, schemas, tasks  # noqa: PLC0415
+    from app import db, outbox, publishing, runs, schemas, tasks  # noqa: PLC0415
     from app.states import Trigger  # noqa: PLC0415
 
     fields = schemas.TaskSchema().load({"target": "debug.echo", "schedule": {"type": "interval", "every": 86400}})
-    publisher = broker.Publisher()
+    publisher = publishing.Publisher()
     for start in range(0, count, 500):
         with db.transaction() as session:
             now = db.now(session)

@@ -172,9 +172,9 @@ def redis_client(migrated):
 @pytest.fixture
 def publisher(migrated, rabbitmq):
     """A publisher on RabbitMQ, with its queues empty."""
-    from app import broker  # noqa: PLC0415
+    from app import broker, publishing  # noqa: PLC0415
 
-    made = broker.Publisher()
+    made = publishing.Publisher()
     broker.declare()
     with broker.celery_app.connection_for_write() as connection:
         for name in ("default", "punctual", "punctual.dead", "test.lost"):

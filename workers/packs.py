@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from celery import signals
@@ -152,8 +153,8 @@ def call(message: Message, worker: str) -> execution.Outcome:
         result, outcome = execution.attempt(
             task.name, lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
         )
-        state = "FAILURE" if outcome.raised else "SUCCESS"
-        signals.task_postrun.send(sender=task, retval=result or outcome.raised, state=state, **told)
+        retval, state = (outcome.raised, "FAILURE") if outcome.raised else (result, "SUCCESS")
+        signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
     finally:
         _task_stack.pop()
         task.pop_request()
@@ -187,7 +188,7 @@ def record(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
 class PackRequest(execution.RecordedRequest):
     """A pack in the worker's main process, which looks after it while a child works on it."""
 
-    @property
+    @cached_property
     def pack(self) -> Pack:
         return Pack.decode(self.args[0])
 

@@ -239,7 +239,7 @@ def test_whether_another_apps_target_is_there_is_not_known(create):
 def test_the_chore_waits_for_answers_that_waited_for_postgresql(sent, postbox):
     ticket = sent().ticket
     age(ticket, timedelta(hours=1))
-    chores = Chores(postbox)
+    chores = Chores(postbox, lambda _session: None)
     chores.end_unanswered()
     assert reread(ticket).state == RunState.QUEUED
     chores.contact.since -= external.ANSWER_GRACE.total_seconds() + 1

@@ -1,0 +1,244 @@
+"""Confirmed publishing in batches: a run counts as sent only when the broker has confirmed it."""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import EncodeError, OperationalError
+from kombu.serialization import dumps
+
+from app import broker, failpoints, messages, pulse, settings
+from app.messages import CALLS_QUEUE, Message, Pack, Parcel
+
+CONFIRM_TIMEOUT = 3.0
+"""Seconds in which the broker must confirm a batch."""
+
+SAY_AGAIN = 60.0
+"""Seconds between two complaints about the same queue of another app."""
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Sends messages and says which of them the broker has taken. One thread uses it, on one channel.
+
+    py-amqp's own confirm waits for any ack without looking whose it is, so tags are counted here; and a
+    broker confirms what it could route nowhere, so messages are mandatory and a returned one is not counted.
+    """
+
+    def __init__(self, app: Celery = broker.celery_app) -> None:
+        self.app = app
+        self.origin = f"{os.getpid()}@{socket.gethostname()}"
+        self.connection: Connection | None = None
+        self.channel: Any = None
+        self.declared: set[str] = set()
+        self.tag = 0
+        self.unconfirmed: dict[int, Parcel] = {}
+        self.refused: set[UUID] = set()
+        self.silent_until: dict[str, float] = {}
+        self.undeclared: dict[str, str] = {}
+        """Queues that cannot be declared, and why: their runs stay pending."""
+
+    @cached_property
+    def is_amqp(self) -> bool:
+        return settings.load().BROKER_URL.get_secret_value().startswith("amqp")
+
+    def publish(self, batch: Sequence[Parcel]) -> list[Parcel]:
+        """Sends the batch; returns the parcels that the broker has confirmed. Never raises: what is not
+        returned was perhaps sent, perhaps not, and stands as pending until it is sent again."""
+        sent: list[Parcel] = []
+        pulse.mark("publishing")
+        try:
+            self._open()
+            there = {name: self._declare(name) for name in {parcel.queue for parcel in batch}}
+            for parcel in batch:
+                if there[parcel.queue] and self._send(parcel):
+                    sent.append(parcel)  # noqa: PERF401 - what went out before an error must be known
+            failpoints.reached("published")
+            self._confirm()
+        except Exception as exc:  # noqa: BLE001 - the chore publish_pending sends again what stays pending
+            log.warning("publishing failed, the runs stay pending and are sent again: %r", exc)
+            unsure = {parcel.id for parcel in self.unconfirmed.values()}
+            refused = self.refused
+            self.close()
+            return [parcel for parcel in sent if parcel.id not in unsure | refused]
+        return [parcel for parcel in sent if parcel.id not in self.refused]
+
+    def close(self) -> None:
+        """Drops the channel with its connection: after an error a late ack could confirm the wrong message."""
+        connection, self.connection, self.channel = self.connection, None, None
+        self.declared.clear()
+        self.unconfirmed.clear()
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.collect(socket_timeout=0.2)
+
+    def _open(self) -> None:
+        self.refused = set()
+        if self.connection is not None and self.connection.connected:
+            return
+        self.close()
+        self.connection = self.app.connection_for_write(
+            connect_timeout=broker.LOOK_TIMEOUT, transport_options=broker.BOUNDED
+        )
+        # each given address is tried once, at once
+        broker.sign()
+        tries = 1 + len(self.connection.alt)
+        self.connection.ensure_connection(broker.sign, max_retries=tries, interval_start=0, timeout=3)
+        pulse.mark("opening a channel")
+        self.channel = self._channel()
+
+    def _channel(self) -> Any:
+        assert self.connection is not None
+        channel = self.connection.channel()
+        self.tag = 0
+        if self.is_amqp:
+            channel.confirm_select()
+            channel.events["basic_ack"].add(self._on_ack)
+            channel.events["basic_nack"].add(self._on_nack)
+            channel.events["basic_return"].add(self._on_return)
+        return channel
+
+    def _declare(self, name: str) -> bool:
+        """Whether the queue is there. One that cannot be declared takes its own messages only."""
+        if name in self.declared or name in settings.load().external_queues:
+            return True
+        assert self.connection is not None
+        pulse.mark("declaring a queue")
+        try:
+            with self.connection.channel() as channel:
+                broker.queue(name)(channel).declare()
+        except self.connection.channel_errors as exc:
+            log.warning("queue %s cannot be declared, its runs stay pending: %s", name, exc)
+            self.undeclared[name] = str(exc)
+            return False
+        self.undeclared.pop(name, None)
+        self.declared.add(name)
+        return True
+
+    def _send(self, parcel: Parcel) -> bool:
+        """Whether it went out. One that cannot be put into words is left behind, its neighbours go."""
+        try:
+            body, headers = self._pack(parcel) if isinstance(parcel, Pack) else self._envelope(parcel)
+            content_type, encoding, payload = dumps(body, serializer="json")
+        except (EncodeError, TypeError, ValueError):
+            log.exception("%s cannot be sent, it stays pending", parcel.id)
+            return False
+        properties = {"delivery_mode": 2, "correlation_id": headers["id"], "reply_to": ""}
+        if self.is_amqp and _is_external(parcel):
+            # not Celery's `expires`, for which a worker remembers the id, and refuses the next attempt too
+            properties["expiration"] = str(int(messages.EXTERNAL_GRACE.total_seconds() * 1000))
+        prepared = self.channel.prepare_message(
+            payload, self._priority(parcel), content_type, encoding, headers, properties
+        )
+        if not self.is_amqp:
+            self.channel.basic_publish(prepared, exchange="", routing_key=parcel.queue)
+            return True
+        self.tag += 1
+        self.unconfirmed[self.tag] = parcel
+        self.channel.basic_publish(prepared, exchange="", routing_key=parcel.queue, mandatory=True)
+        return True
+
+    def _envelope(self, message: Message) -> tuple[Any, dict[str, Any]]:
+        """The body and headers of an ordinary Celery message with our ticket beside them."""
+        made = self.app.amqp.as_task_v2(
+            str(message.ticket.run),
+            message.target,
+            message.args,
+            message.kwargs,
+            soft_time_limit=message.timeout.total_seconds(),
+            time_limit=(message.timeout + messages.HARD_LIMIT_GRACE).total_seconds(),
+            retries=message.ticket.attempt - 1,
+            origin=self.origin,
+            **_answering(message) if _is_external(message) else {"ignore_result": True},
+        )
+        return made.body, made.headers | {messages.HEADER: message.ticket.encode()}
+
+    def _pack(self, pack: Pack) -> tuple[Any, dict[str, Any]]:
+        """The body and headers of a Celery message that carries many runs. Each of them has a soft limit of its own,
+        which its worker sets; the last one to begin bounds the whole."""
+        longest = messages.BEGIN_WITHIN + pack.timeout + messages.HARD_LIMIT_GRACE
+        shown = f"{len(pack.messages)} runs of {pack.target}"
+        made = self.app.amqp.as_task_v2(
+            str(pack.id),
+            messages.PACK,
+            [pack.encode()],
+            time_limit=longest.total_seconds(),
+            ignore_result=True,
+            origin=self.origin,
+            argsrepr=shown,
+            kwargsrepr="{}",
+        )
+        return made.body, made.headers
+
+    def _priority(self, parcel: Parcel) -> int:
+        """A task's priority, 0 to 9 with 5 as usual, in the transport's own terms.
+
+        RabbitMQ 4 gives quorum queues two classes and counts above 4 as high; on Redis a lower number is
+        sooner, and 0 is the only step that every app reads.
+        """
+        priority = parcel.priority
+        high = priority > 5  # noqa: PLR2004 - the usual one
+        if self.is_amqp:
+            return priority if high else min(priority, 4)
+        return 0 if high or _is_external(parcel) else 5
+
+    def _confirm(self) -> None:
+        """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
+        pulse.mark("waiting for confirms")
+        deadline = time.monotonic() + CONFIRM_TIMEOUT
+        while self.unconfirmed:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise OperationalError(f"{len(self.unconfirmed)} messages were not confirmed")
+            assert self.connection is not None
+            self.connection.drain_events(timeout=left)
+
+    def _settled(self, tag: int, multiple: bool) -> Iterator[Parcel]:  # noqa: FBT001 - the protocol's own word
+        for settled in [t for t in self.unconfirmed if t <= tag] if multiple else [tag]:
+            parcel = self.unconfirmed.pop(settled, None)
+            if parcel is not None:
+                yield parcel
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
+        for _ in self._settled(tag, multiple):
+            pass
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
+        self.refused |= {parcel.id for parcel in self._settled(tag, multiple)}
+        log.warning("the broker refused messages, their runs stay pending")
+
+    def _on_return(self, _exc: Exception, _exchange: str, name: str, returned: Any) -> None:
+        """Unroutable: the queue is gone. The broker confirms such a message all the same, right after this."""
+        self.refused.add(UUID(returned.headers["id"]))
+        self.declared.discard(name)
+        if name in settings.load().external_queues:
+            if time.monotonic() > self.silent_until.get(name, 0):
+                log.warning("queue %s of another app is not there, its runs stay pending until it is", name)
+                self.silent_until[name] = time.monotonic() + SAY_AGAIN
+        else:
+            log.warning("queue %s is gone, it is declared again with the next batch", name)
+
+
+def _is_external(parcel: Parcel) -> bool:
+    return parcel.queue in settings.load().external_queues
+
+
+def _answering(message: Message) -> dict[str, Any]:
+    """What has another app's worker, which knows nothing of us, answer for a run."""
+    amqp = settings.load().BROKER_URL.get_secret_value().startswith("amqp")
+    # over the exchange that app needs no right to declare our queue; Redis would forget the binding
+    to = {"exchange": CALLS_QUEUE, "routing_key": CALLS_QUEUE} if amqp else {"queue": CALLS_QUEUE}
+    return {
+        "callbacks": [messages.answer_with(messages.RECORD_SUCCESS, message.ticket, to)],
+        "errbacks": [messages.answer_with(messages.RECORD_FAILURE, message.ticket, to)],
+        "ignore_result": None,  # as that app has it
+    }
