@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from app import broker, settings
+from app import broker, publishing, settings
 from app.messages import DEAD_LETTERS, Message, Ticket
 
 
@@ -69,7 +69,7 @@ def test_a_broken_connection_confirms_nothing_and_the_next_batch_makes_a_new_one
 
 
 def test_a_confirm_that_does_not_come_is_not_taken_for_one(publisher, monkeypatch):
-    monkeypatch.setattr(broker, "CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT", 0.2)
     publisher.publish([message()])
     publisher.channel.events["basic_ack"].clear()  # the ack is lost on its way
     batch = [message() for _ in range(3)]
