@@ -55,7 +55,9 @@ def connect(**options: Any) -> redis.Redis:
     url = settings.load().REDIS_URL.get_secret_value()
     # one new try for a connection that went stale; redis-py's own default would wait for seconds in between
     once_more = Retry(NoBackoff(), retries=1)
-    options = {"decode_responses": True, "socket_timeout": 2, "socket_connect_timeout": 1, "retry": once_more} | options
+    bounds = {"socket_timeout": 2, "socket_connect_timeout": 1, "retry": once_more}
+    # what is no UTF-8 was put there by a stranger: it must be read to be set aside, and never raise
+    options = {"decode_responses": True, "encoding_errors": "surrogateescape"} | bounds | options
     if not url.startswith("redis-sentinel://"):
         return redis.Redis.from_url(url, **options)
     parts = urlsplit(url)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Select, Uuid, func, select, update
+from sqlalchemy import ARRAY, DateTime, Select, Uuid, any_, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from app import db, settings
@@ -66,16 +66,10 @@ def take_vanished(session: Session, queue: str, count: int, limit: int = BATCH) 
     A message that was not lost after all finds its runs claimed, or is the first to claim them: either is fine.
     """
     old = Run.published_at < func.statement_timestamp() - SENDING
-    lost = (
-        select(_MESSAGE)
-        .where(Run.state == RunState.QUEUED, Run.queue == queue, old)
-        .group_by(_MESSAGE)
-        .order_by(func.min(Run.published_at))
-        .limit(count)
-    )
-    chosen = select(Run.id, Run.scheduled_for).where(
-        Run.state == RunState.QUEUED, Run.queue == queue, old, _MESSAGE.in_(lost)
-    )
+    queued = (Run.state == RunState.QUEUED) & (Run.queue == queue) & old
+    oldest = select(_MESSAGE).where(queued).group_by(_MESSAGE).order_by(func.min(Run.published_at))
+    lost = session.scalars(oldest.limit(min(count, limit))).all()
+    chosen = select(Run.id, Run.scheduled_for).where(queued, any_(literal(lost, ARRAY(Uuid()))) == _MESSAGE)
     return _take(session, chosen.limit(limit))
 
 

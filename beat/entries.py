@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+FAR = 86_400.0
+"""Seconds ahead within which the next entry is told."""
+
 WRITE = """
 -- KEYS: lock, schedule, mirrored   ARGV: token, prefix, mark ('1': the bucket is complete), then per entry
 -- its name, its score and its card, both empty where it is to go
@@ -115,7 +118,8 @@ class Entries:
             for member in members:
                 _read(member, bucket, tasks, unreadable)
         scores = [coming[0][1] for coming in answers[1::2] if coming]
-        next_at = datetime.fromtimestamp(min(scores), tz=UTC) if scores else None
+        # who knows what score a stranger gave: what is far ahead is looked at again before
+        next_at = datetime.fromtimestamp(min(*scores, now.timestamp() + FAR), tz=UTC) if scores else None
         return Due(tasks=tasks, unreadable=unreadable, next_at=next_at)
 
     def write(

@@ -137,14 +137,12 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
                 if not due.tasks:
                     return due.next_at
                 fired = dispatch.fire(self.publisher.publish, due.tasks)
-                self._move(due.tasks, fired)
                 sent += fired.sent
+                self._move(due.tasks, fired)
                 if _must_wait(due.tasks, fired):
                     return clock.now() + SHORTLY
                 if time.monotonic() > mark_at:
-                    dispatch.mark_queued(sent)
-                    self.leases.renew()  # a long burst must not outlive the leases
-                    sent, mark_at = [], time.monotonic() + MARK_EVERY
+                    return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
         finally:
             dispatch.mark_queued(sent)
 

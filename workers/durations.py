@@ -8,8 +8,10 @@ import mmap
 import struct
 import time
 from datetime import timedelta
+from typing import Any
 
 from billiard.process import current_process
+from celery import Task
 from sqlalchemy import Interval, Text, func, update
 
 from app import db
@@ -70,8 +72,15 @@ _read = [0] * PAGES
 
 def note(target: str, seconds: float) -> None:
     """Notes how long a call took, unless its target declares `packable = False`. Called in a child."""
-    if getattr(celery_app.tasks.get(target), "packable", True):
+    if is_packable(celery_app.tasks.get(target)):
         _seen.note(target, seconds)
+
+
+def is_packable(task: Any) -> bool:
+    """Whether runs of a target may travel in packs: not where it says so, nor where its class has hooks of its own,
+    which only Celery calls."""
+    hooks = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+    return getattr(task, "packable", True) and all(getattr(type(task), h, None) is getattr(Task, h) for h in hooks)
 
 
 def collect() -> dict[str, float]:
@@ -96,9 +105,10 @@ def tell(seen: dict[str, float]) -> None:
     """Tells everybody: at once where a target became slower, bit by bit where it became quicker."""
     if not seen:
         return
-    durations = (timedelta(seconds=seconds) for seconds in seen.values())
+    names = sorted(seen)  # in one order in every worker, as in `heartbeat.offer`
+    durations = (timedelta(seconds=seen[name]) for name in names)
     with db.statement() as session:
-        db.execute(session, _TELL, db.arrays("told", target=seen, duration=durations))
+        db.execute(session, _TELL, db.arrays("told", target=names, duration=durations))
 
 
 # Built once.

@@ -19,6 +19,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
+from billiard.common import terminate_handler_fired
 from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
@@ -104,6 +105,10 @@ class RecordedTask(Task):  # type: ignore[misc]
         except Exception:
             log.exception("%s failed, called by a message that is no run's", self.name)
             raise
+
+
+class Exited(RuntimeError):
+    """The target called `sys.exit`, which ends no worker here."""
 
 
 class OutOfMemory(RuntimeError):
@@ -207,6 +212,10 @@ def attempt(target: str, call: Callable[[], Any], timeout: float = 0) -> tuple[A
         return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=OutOfMemory())
     except Exception as exc:  # noqa: BLE001 - a target's own code
         return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=exc)
+    except SystemExit as exc:
+        if terminate_handler_fired():  # its process is being ended
+            raise
+        return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=Exited(exc.code))
     finally:
         durations.note(target, time.monotonic() - began)
     return result, Outcome(result=None if result is None else cut(result))

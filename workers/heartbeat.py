@@ -65,6 +65,7 @@ class Heartbeat(threading.Thread):
         """One beat: renew, say that this worker is there, and now and then what it can run."""
         try:
             renew(in_hand(state.active_requests))
+            _look_after(state.active_requests)
             durations.tell(durations.collect())
             if self.beats % OFFER_EVERY == 0:
                 offer(celery_app.tasks.values())
@@ -133,7 +134,7 @@ def offer(targets: Iterable[Any]) -> None:
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
         ordered = [row | seen for row in sorted(rows, key=lambda row: row["name"])]
         session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=replaced), ordered)
-        single = [task.name for task in ours if not getattr(task, "packable", True)]
+        single = [task.name for task in ours if not durations.is_packable(task)]
         session.execute(update(Target).where(Target.name.in_(single)).values(duration=None))
 
 
@@ -160,6 +161,18 @@ def _details(pool: Any) -> dict[str, Any]:
         "running": len(state.active_requests),
         "versions": {"python": platform.python_version(), "celery": celery.__version__},
     }
+
+
+def _look_after(requests: Iterable[Any]) -> None:
+    """What packs need beside; trouble with one is none of the others'."""
+    for request in tuple(requests):
+        if hasattr(request, "look_after"):
+            try:
+                request.look_after()
+            except errors.Unavailable:
+                raise
+            except Exception:
+                log.exception("pack %s cannot be looked after, it is tried again", request.id)
 
 
 def in_hand(requests: Iterable[Any]) -> list[Ticket]:

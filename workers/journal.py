@@ -10,6 +10,7 @@ goes on: what changed meanwhile is not believed.
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ SIZE = 128 * 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_HEAD = struct.Struct("=16sdqqqq")
-"""Pack; when it was claimed, on the monotonic clock and on PostgreSQL's; position; when that began; length."""
+_HEAD = struct.Struct("=16sqdqqqqq")
+"""Pack; process; when it was claimed, on the monotonic clock and on PostgreSQL's; the run that is next; the last one
+that began, and when; length."""
 _NUMBERS = struct.Struct("=qq")
 _NUMBER = struct.Struct("=q")
-_POSITION, _LENGTH = 32, 48
+_NEXT, _BEGUN, _LENGTH = 40, 48, 64
 
 _memory = mmap.mmap(-1, PAGES * SIZE)
 """Made before the pool forks: every child has the same."""
@@ -66,11 +68,13 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Where a child stands in a pack. `position` is the run that it is at, -1 before the first."""
+    """Where a child stands in a pack: the run that it begins next, or has begun, and the last one that it did begin; -1
+    before the first."""
 
     claimed: float
     claimed_at: datetime
-    position: int
+    next: int
+    begun: int
     began_at: datetime
     lines: list[Line]
 
@@ -84,11 +88,15 @@ class Page:
     def open(self, pack: UUID, claimed: float, claimed_at: datetime) -> None:
         """Begins with a pack that was just claimed."""
         at = _number(claimed_at)
-        _HEAD.pack_into(_memory, self.start, pack.bytes, claimed, at, -1, at, 0)
+        _HEAD.pack_into(_memory, self.start, pack.bytes, os.getpid(), claimed, at, -1, -1, at, 0)
+
+    def approach(self, position: int) -> None:
+        """Says which run is next, before it is asked whether there is time for it."""
+        _NUMBER.pack_into(_memory, self.start + _NEXT, position)
 
     def begin(self, position: int, at: datetime) -> None:
-        """Says which run is next, before it begins."""
-        _NUMBERS.pack_into(_memory, self.start + _POSITION, position, _number(at))
+        """Says that it begins."""
+        _NUMBERS.pack_into(_memory, self.start + _BEGUN, position, _number(at))
 
     def add(self, line: Line) -> bool:
         """Keeps an outcome. False: there is no room, and it must be recorded before the next run begins."""
@@ -115,25 +123,26 @@ def own() -> Page:
     return Page(getattr(current_process(), "index", 0))
 
 
-def read(pack: UUID) -> Reading | None:
-    """Where a child stands in this pack, or None where none has it in its hands."""
+def read(pack: UUID, process: int) -> Reading | None:
+    """Where a process stands in this pack, or None where it does not have it in its hands."""
     for start in range(0, PAGES * SIZE, SIZE):
-        if _memory[start : start + 16] == pack.bytes:
-            return _read(start, pack)
+        if _memory[start : start + 16] == pack.bytes and (reading := _read(start, pack, process)):
+            return reading
     return None
 
 
-def _read(start: int, pack: UUID) -> Reading | None:
+def _read(start: int, pack: UUID, process: int) -> Reading | None:
     head = _memory[start : start + _HEAD.size]
-    found, claimed, claimed_at, position, began_at, length = _HEAD.unpack(head)
+    found, owner, claimed, claimed_at, coming, begun, began_at, length = _HEAD.unpack(head)
     text = _memory[start + _HEAD.size : start + _HEAD.size + length]
-    if found != pack.bytes:
+    if (found, owner) != (pack.bytes, process):
         return None
     still = _memory[start : start + _HEAD.size] == head  # else the child went on meanwhile, and text may be torn
     return Reading(
         claimed=claimed,
         claimed_at=_instant(claimed_at),
-        position=position,
+        next=coming,
+        begun=begun,
         began_at=_instant(began_at),
         lines=list(_lines(text)) if still else [],
     )

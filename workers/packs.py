@@ -6,9 +6,9 @@ where that one hangs or kills the child, it records what had ended and gives bac
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from celery import signals
@@ -65,11 +65,12 @@ class Working:
         self.page.open(self.pack.id, self.claimed, self.claimed_at)
         recorded = time.monotonic()
         for begun, position in enumerate(positions):
-            # The position is written before the clock is asked, and the worker asks the clock before it reads the
-            # position: so one that it gives back as not begun is not begun.
-            self.page.begin(position, self._now())
+            # What is next is written before the clock is asked, and the worker asks the clock before it reads that: so
+            # what it gives back as not begun is not begun.
+            self.page.approach(position)
             if time.monotonic() > self.claimed + messages.BEGIN_WITHIN.total_seconds():
                 return begun
+            self.page.begin(position, self._now())
             failpoints.reached("claimed")
             line = self._call(position)
             failpoints.reached("called")
@@ -82,10 +83,8 @@ class Working:
     def record(self) -> None:
         """Records what has ended."""
         lines, self.ended = self.ended, []
-        if lines:
-            execution.insist(
-                lambda session: record(session, self.pack, lines), execution.RECORD_PATIENCE, db.transaction
-            )
+        for step in records(self.pack, lines):
+            execution.insist(step, execution.RECORD_PATIENCE, db.transaction)
         self.page.clear()
         failpoints.reached("recorded")
 
@@ -118,14 +117,13 @@ def work(pack: Pack, worker: str) -> None:
     positions = sorted(working.claim())
     if not positions:
         raise Ignore
-    try:
-        begun = working.run(positions)
-        working.record()
-        if begun < len(positions):
-            log.info("pack %s: %d of its runs are given back", pack.id, len(positions) - begun)
-            working.give_back(positions[begun:])
-    finally:
-        working.page.close()
+    begun = working.run(positions)
+    working.record()
+    if begun < len(positions):
+        log.info("pack %s: %d of its runs are given back", pack.id, len(positions) - begun)
+        working.give_back(positions[begun:])
+    # not where something ends this process on the way: then its worker has to read it
+    working.page.close()
 
 
 def call(message: Message, worker: str) -> execution.Outcome:
@@ -161,28 +159,36 @@ def call(message: Message, worker: str) -> execution.Outcome:
     return outcome
 
 
-def record(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
-    """Records ended runs of a pack, each as its own: those that returned with one statement."""
-    ticket = {line.position: pack.messages[line.position].ticket for line in lines}
+def records(pack: Pack, lines: Sequence[Line]) -> Iterator[Callable[[Session], None]]:
+    """The steps that record ended runs of a pack, each in a transaction of its own: those that returned with one
+    statement, and each that failed by itself. Doing one twice does no harm."""
     returned = [line for line in lines if line.reason is None]
-    failed = [line for line in lines if line.reason is not None]
     if returned:
-        done = [
-            packs.Done(
-                ticket=ticket[line.position],
-                started_at=line.started_at,
-                finished_at=line.finished_at,
-                result=line.result,
-            )
-            for line in returned
-        ]
-        moved = packs.succeed_all(session, done)
-        for late in (each.ticket for each in done if each.ticket.run not in moved):
-            execution.refused(late)
-    if failed:
-        packs.begin_all(session, [(ticket[line.position], line.started_at) for line in failed])
-    for line in failed:
-        execution.fail(session, ticket[line.position], Reason(line.reason or Reason.ERROR), line.error or {})
+        yield partial(_succeed, pack=pack, lines=returned)
+    for line in lines:
+        if line.reason is not None:
+            ticket = pack.messages[line.position].ticket
+            yield partial(_fail, ticket=ticket, at=line.started_at, reason=Reason(line.reason), error=line.error or {})
+
+
+def _succeed(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
+    done = [
+        packs.Done(
+            ticket=pack.messages[line.position].ticket,
+            started_at=line.started_at,
+            finished_at=line.finished_at,
+            result=line.result,
+        )
+        for line in lines
+    ]
+    moved = packs.succeed_all(session, done)
+    for late in (each.ticket for each in done if each.ticket.run not in moved):
+        execution.refused(late)
+
+
+def _fail(session: Session, ticket: Ticket, at: datetime, reason: Reason, error: dict[str, Any]) -> None:
+    packs.begin_all(session, [(ticket, at)])
+    execution.fail(session, ticket, reason, error)
 
 
 class PackRequest(execution.RecordedRequest):
@@ -193,43 +199,49 @@ class PackRequest(execution.RecordedRequest):
         return Pack.decode(self.args[0])
 
     def in_hand(self) -> list[Ticket]:
-        """The runs whose heartbeats are to be renewed: the one that the child is at. Called at each heartbeat."""
+        """The run that the child is at."""
+        reading = self._read()
+        return [self.pack.messages[reading.begun].ticket] if reading and reading.begun >= 0 else []
+
+    def look_after(self) -> None:
+        """Notes that the run has begun that the child is at; where it hangs, lets its neighbours go."""
         asked = time.monotonic()
-        reading = journal.read(self.pack.id)
-        if reading is None or reading.position < 0:
-            return []
-        at = self.pack.messages[reading.position].ticket
-        is_stuck = asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK
+        reading = self._read()
+        if reading is None or reading.begun < 0:
+            return
         with db.transaction() as session:
-            packs.begin_all(session, [(at, reading.began_at)])
-            if is_stuck:
-                self._settle(session, reading)
-        if is_stuck:  # nobody is to pack such runs again
-            durations.tell({self.pack.target: asked - reading.claimed})
-        return [at]
+            packs.begin_all(session, [(self.pack.messages[reading.begun].ticket, reading.began_at)])
+        if asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK:
+            self._settle(reading, reading.next + 1)  # the child itself sees to the one that is next
+            durations.tell({self.pack.target: asked - reading.claimed})  # nobody is to pack such runs again
+
+    def _read(self) -> Reading | None:
+        return journal.read(self.pack.id, self.worker_pid or 0)
 
     def _record(self, reason: Reason, error: dict[str, Any]) -> None:
         """The child is gone: the run that it was at failed by that, and its neighbours did not."""
-        reading = journal.read(self.pack.id)
+        reading = self._read()
         if reading is not None:
             heartbeat.defer(lambda: self._end(reading, reason, error))
 
     def _end(self, reading: Reading, reason: Reason, error: dict[str, Any]) -> None:
-        with db.transaction() as session:
-            self._settle(session, reading)
-            ended = {line.position for line in reading.lines}
-            if reading.position >= 0 and reading.position not in ended:
-                at = self.pack.messages[reading.position].ticket
-                packs.begin_all(session, [(at, reading.began_at)])
-                execution.fail(session, at, reason, error)
+        self._settle(reading, reading.begun + 1)
+        if reading.begun >= 0 and reading.begun not in {line.position for line in reading.lines}:
+            with db.transaction() as session:
+                _fail(session, self.pack.messages[reading.begun].ticket, reading.began_at, reason, error)
 
-    def _settle(self, session: Session, reading: Reading) -> None:
-        """Records what had ended, and gives back what had not begun. Doing it twice does no harm."""
-        if reading.lines:
-            record(session, self.pack, reading.lines)
-        rest = [message.ticket for message in self.pack.messages[reading.position + 1 :]]
-        if rest and (count := packs.give_back(session, rest, reading.claimed_at)):
-            log.warning("pack %s: %d runs behind a slow one are given back", self.id, count)
+    def _settle(self, reading: Reading, first: int) -> None:
+        """Records what had ended, and gives back what had not begun, from `first` on. Twice does no harm."""
+        for step in records(self.pack, reading.lines):
+            with db.transaction() as session:
+                step(session)
+        rest = [message.ticket for message in self.pack.messages[first:]]
+        if not rest:
+            return
+        with db.transaction() as session:
+            count = packs.give_back(session, rest, reading.claimed_at)
+        if count:
+            log.warning("pack %s: %d runs behind a slow or a dead one are given back", self.id, count)
 
 
 class _PackTask(execution.RecordedTask):

@@ -80,3 +80,13 @@ def test_a_bucket_is_incomplete_until_it_is_marked(store, redis_client):
     assert store.incomplete([3]) == set()
     redis_client.flushdb()
     assert store.incomplete([3]) == {3}
+
+
+def test_a_member_that_is_no_text_or_is_never_due_is_a_strangers_and_stops_nothing(store, redis_client):
+    redis_client.zadd(entries.schedule_key(3), {b"\xff no text": 1, b"\x80": float("inf")})
+    due = store.due([3], SLOT, 10)
+    assert (due.tasks, len(due.unreadable)) == ({}, 1)
+    assert due.next_at == SLOT + timedelta(seconds=entries.FAR)
+    for member in due.unreadable:
+        store.discard(3, member)
+    assert store.due([3], SLOT, 10).unreadable == {}

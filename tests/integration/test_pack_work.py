@@ -1,6 +1,8 @@
 """A pack in a worker: in this process, with a real PostgreSQL, from both of its sides."""
 
+import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +34,8 @@ def each(self, how=None, seconds=0):
     """Does as it is told."""
     if how == "fail":
         raise ValueError(self.request.id)
+    if how == "exit":
+        sys.exit(3)
     if how == "large":
         return "x" * 60_000
     time.sleep(seconds)
@@ -83,7 +87,9 @@ def request(pack):
     content_type, encoding, body = dumps(made.body, serializer="json")
     delivery = Delivery(body=body, headers=made.headers, content_type=content_type, content_encoding=encoding)
     delivery.accept = {"application/json"}
-    return work_packs.PackRequest(delivery, app=celery_app, hostname=WORKER)
+    made = work_packs.PackRequest(delivery, app=celery_app, hostname=WORKER)
+    made.worker_pid = os.getpid()
+    return made
 
 
 @contextmanager
@@ -95,6 +101,7 @@ def in_hand(pack, position, lines=()):
     for line in lines:
         assert working.page.add(Line(started_at=working.claimed_at, finished_at=working.claimed_at, **line))
     if position >= 0:
+        working.page.approach(position)
         working.page.begin(position, working.claimed_at)
     yield working
     working.page.close()
@@ -212,13 +219,43 @@ def test_the_heartbeat_of_a_run_that_hangs_is_renewed_and_its_neighbours_are_let
     monkeypatch.setattr(messages, "BEGIN_WITHIN", timedelta(seconds=-1))  # as if the pack had been claimed long ago
     pack = packed({}, {}, {})
     with in_hand(pack, 1, [{"position": 0, "result": "1"}]) as working:
-        [ticket] = request(pack).in_hand()
+        looking = request(pack)
+        looking.look_after()
+        [ticket] = looking.in_hand()
         assert ticket == pack.messages[1].ticket
         assert states(pack) == ["succeeded", "running", "pending"]
         assert reread(pack)[1].started_at is not None
         # the child wakes: what it records was recorded, and what it would begin is not its own any more
         assert working.run([2]) == 0
     assert states(pack) == ["succeeded", "running", "pending"]
+
+
+def test_a_run_that_a_child_was_about_to_begin_counts_as_not_begun(packed, monkeypatch):
+    monkeypatch.setattr(messages, "BEGIN_WITHIN", timedelta(seconds=-1))
+    pack = packed({}, {}, {})
+    with in_hand(pack, 0) as working:
+        assert working.run([1, 2]) == 0  # there was no time for the second: the page says that it was next
+        request(pack).look_after()
+        assert request(pack).in_hand() == []
+        assert {run.attempt_started_at for run in reread(pack)} == {None}
+        working.give_back([1, 2])
+    assert states(pack) == ["running", "pending", "pending"]
+
+
+def test_a_child_that_dies_before_it_begins_a_run_fails_none(packed):
+    pack = packed({}, {}, {})
+    with in_hand(pack, 0, [{"position": 0, "result": "1"}]) as working:
+        working.page.approach(1)
+        request(pack)._record(Reason.LOST, runs.LOST)
+    clerk()
+    assert states(pack) == ["succeeded", "pending", "pending"]
+
+
+def test_a_target_that_exits_fails_and_ends_nothing(packed):
+    pack = packed({}, {"how": "exit"}, {})
+    work_packs.work(pack, WORKER)
+    assert states(pack) == ["succeeded", "failed", "succeeded"]
+    assert reread(pack)[1].error["type"] == "SystemExit"
 
 
 def test_what_was_given_back_and_claimed_by_another_is_not_given_back_again(packed):
@@ -234,7 +271,7 @@ def test_what_was_given_back_and_claimed_by_another_is_not_given_back_again(pack
 def test_a_run_of_a_dead_worker_that_may_never_have_begun_is_tried_though_one_attempt_is_allowed(packed):
     pack = packed({}, {})
     with in_hand(pack, 0):
-        request(pack).in_hand()  # the first is known to have begun
+        request(pack).look_after()  # the first is known to have begun
     with db.transaction() as session:
         session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER * 2))
         assert runs.rescue_lost(session) == (1, 1)
@@ -257,10 +294,10 @@ def test_a_superseded_outcome_is_refused(packed):
 def test_a_page_that_changes_while_it_is_read_is_not_believed(packed):
     pack = packed({}, {})
     with in_hand(pack, 1, [{"position": 0, "result": "1"}]) as working:
-        assert len(journal.read(pack.id).lines) == 1
+        assert len(journal.read(pack.id, os.getpid()).lines) == 1
         working.page.clear()
-        assert journal.read(pack.id).lines == []
-    assert journal.read(pack.id) is None
+        assert journal.read(pack.id, os.getpid()).lines == []
+    assert journal.read(pack.id, os.getpid()) is None
 
 
 def test_a_target_that_becomes_slow_is_known_at_once_and_forgotten_slowly(database):
