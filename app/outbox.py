@@ -51,24 +51,28 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
 
 def count_queued(session: Session) -> dict[str, int]:
     """Messages per queue that stand queued for longer than a worker's prefetch takes."""
-    old = Run.published_at < func.statement_timestamp() - SENDING
     # what another app has taken stands queued until it answers: its queue says nothing
     ours = Run.queue.not_in(settings.load().external_queues)
     query = select(Run.queue, func.count(_MESSAGE.distinct()).label("messages")).where(
-        Run.state == RunState.QUEUED, old, ours
+        Run.state == RunState.QUEUED, _is_old(), ours
     )
     return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 
 
-def take_vanished(session: Session, queue: str, count: int, limit: int = BATCH) -> list[Message]:
-    """Runs of the `count` oldest messages of a queue, which the broker may have lost: made pending again, as messages.
+def take_vanished(session: Session, queue: str, held: int, limit: int = BATCH) -> list[Message]:
+    """Runs of a queue's oldest messages, beyond as many as the broker was seen to have `held`: it may have lost them.
+    They are made pending again, as messages.
 
-    A message that was not lost after all finds its runs claimed, or is the first to claim them: either is fine.
+    A message that was not lost after all finds its runs claimed, or is the first to claim them: either is fine. Two
+    beats that saw the same loss take it one after the other, and the second finds it repaired.
     """
-    old = Run.published_at < func.statement_timestamp() - SENDING
-    queued = (Run.state == RunState.QUEUED) & (Run.queue == queue) & old
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"vanished {queue}"))))
+    gone = count_queued(session).get(queue, 0) - held
+    if gone <= 0:
+        return []
+    queued = (Run.state == RunState.QUEUED) & (Run.queue == queue) & _is_old()
     oldest = select(_MESSAGE).where(queued).group_by(_MESSAGE).order_by(func.min(Run.published_at))
-    lost = session.scalars(oldest.limit(min(count, limit))).all()
+    lost = session.scalars(oldest.limit(min(gone, limit))).all()
     chosen = select(Run.id, Run.scheduled_for).where(queued, any_(literal(lost, ARRAY(Uuid()))) == _MESSAGE)
     return _take(session, chosen.limit(limit))
 
@@ -107,6 +111,11 @@ def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> li
         chosen_ones,
     )
     return [message(task, run) for run, task in rows]
+
+
+def _is_old() -> Any:
+    """Sent for longer than a worker's prefetch takes."""
+    return Run.published_at < func.statement_timestamp() - SENDING
 
 
 def _unsent(age: timedelta = timedelta(0)) -> Any:

@@ -151,11 +151,11 @@ class Chores:
         with db.transaction() as session:
             queued = outbox.count_queued(session)
         for queue, count in queued.items():
-            gone = count - (broker.depth(queue) or 0)
-            if gone > 0:
+            held = broker.depth(queue) or 0
+            if count > held:
                 with db.transaction() as session:
-                    vanished = outbox.take_vanished(session, queue, gone)
-                log.info("queue %s holds %d messages too few: sending them again", queue, gone)
+                    vanished = outbox.take_vanished(session, queue, held)
+                log.info("queue %s lacks %d messages: %d runs are sent again", queue, count - held, len(vanished))
                 more |= dispatch.send(self.publisher.publish, vanished) >= outbox.BATCH
         return more
 
