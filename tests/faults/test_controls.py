@@ -74,7 +74,7 @@ class Courier:
             finally:
                 http.request.pop_request()
 
-        execution.execute(message.ticket, "control", call)
+        execution.execute(message.ticket, "control", "http.request", call)
 
 
 class Scene:
@@ -101,9 +101,9 @@ class Scene:
             self.calls.append(registered(name, at, asked_at))
 
     def fire(self, courier):
-        from app import dispatch  # noqa: PLC0415
+        from firing import fire  # noqa: PLC0415 - as above
 
-        assert len(dispatch.fire(courier.publish, self.ids).messages) == TASKS
+        assert len(fire(courier.publish, self.ids).messages) == TASKS
 
     def verdict(self, until=None):
         until = until or now()
