@@ -10,8 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -120,7 +119,7 @@ class Process:
             os.killpg(pid, signal.SIGCONT)
 
     def _wait_successor(self, before: int) -> None:
-        poll(lambda: self.pid != before, within=STOP_WITHIN + BACK_WITHIN, what=f"a new {self.name}")
+        stores.poll(lambda: self.pid != before, within=STOP_WITHIN + BACK_WITHIN, what=f"a new {self.name}")
 
     def _note_log(self) -> None:
         self._log_from = self.log.stat().st_size if self.log.exists() else 0
@@ -182,7 +181,7 @@ class Stack:
         return None not in holders and len(set(holders)) == len(self.of("beat"))
 
     def wait_ready(self) -> None:
-        poll(self.is_ready, within=READY_WITHIN, what=f"the stack (its logs lie in {self.folder / 'logs'})")
+        stores.poll(self.is_ready, within=READY_WITHIN, what=f"the stack (its logs lie in {self.folder / 'logs'})")
 
     def connect(self) -> amqp.Connection:
         """A connection to the broker that no link breaks."""
@@ -329,12 +328,3 @@ class Asker:
                 if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and "Retry-After" not in answer.headers:
                     seen = "503 without Retry-After"
             self.answers[seen] = self.answers.get(seen, 0) + 1
-
-
-def poll(look: Callable[[], object], *, within: float, what: str) -> None:
-    """Waits until a look is true. Raises StartError at the deadline."""
-    end = time.monotonic() + within
-    while not look():
-        if time.monotonic() > end:
-            raise StartError(f"{what} did not come within {within:.0f} s")
-        time.sleep(processes.POLL)

@@ -252,7 +252,8 @@ def running(store: Store) -> Iterator[None]:
         store.kill()
 
 
-def poll(look: Callable[[], bool], *, within: float, what: str) -> None:
+def poll(look: Callable[[], object], *, within: float, what: str) -> None:
+    """Waits until a look is true. Raises StartError at the deadline."""
     end = time.monotonic() + within
     while not look():
         if time.monotonic() > end:

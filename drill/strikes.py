@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 import amqp
 import psycopg
 
-from drill import links
+from drill import links, stores
 from drill.sentinels import Watched
-from drill.stack import FAIL_POINT, KINDS, Process, Stack, poll
+from drill.stack import FAIL_POINT, KINDS, Process, Stack
 from drill.stores import Redis
 from drill.workload import Workload
 
@@ -56,7 +56,7 @@ def leader_killed(site: Site) -> Iterator[None]:
     before = leader.pid
     leader.signal(signal.SIGKILL)
     yield
-    poll(lambda: leader.pid != before, within=PASSED_WITHIN, what="a new beat")
+    stores.poll(lambda: leader.pid != before, within=PASSED_WITHIN, what="a new beat")
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def beat_fails(point: str, pause: float) -> Strike:
         yield
         _wait_passed(beat, point, pause)
         if not pause:
-            poll(lambda: beat.pid != armed, within=PASSED_WITHIN, what="a new beat")
+            stores.poll(lambda: beat.pid != armed, within=PASSED_WITHIN, what="a new beat")
 
     return strike
 
@@ -118,7 +118,7 @@ def _wait_passed(process: Process, point: str, pause: float) -> None:
     """Waits until the process has come to its fail point, of which its log tells, and slept there."""
     said = f"fail point {point}:"
     what = f"{process.name} at the fail point {point}"
-    poll(lambda: any(said in line for line in process.lines()), within=PASSED_WITHIN, what=what)
+    stores.poll(lambda: any(said in line for line in process.lines()), within=PASSED_WITHIN, what=what)
     time.sleep(pause)
 
 
@@ -172,7 +172,7 @@ def queue_loses(deed: Callable[[amqp.Channel, str], object]) -> Strike:
         _sleep_until(at - timedelta(seconds=0.3))
         with links.MODES["silent"](site.stack.links["worker", "RabbitMQ"]), site.stack.connect() as connection:
             channel = connection.channel()
-            poll(lambda: _queued(site.stack) >= BACKLOG * 9 // 10, within=10, what=f"a backlog of {BACKLOG}")
+            stores.poll(lambda: _queued(site.stack) >= BACKLOG * 9 // 10, within=10, what=f"a backlog of {BACKLOG}")
             deed(channel, QUEUE)
         yield
 
