@@ -117,7 +117,8 @@ def _configure(config: settings.Settings) -> dict[str, Any]:
         "worker_proc_alive_timeout": 15,
         "worker_detect_quorum_queues": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "worker_send_task_events": True,
+        # Flower asks each worker for them as long as it runs; where nobody watches they only cost
+        "worker_send_task_events": False,
         "task_send_sent_event": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,

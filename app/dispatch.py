@@ -179,7 +179,7 @@ def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Ticket]:
 def mark_queued(tickets: Sequence[Ticket]) -> None:
     """Notes what the broker has taken, so that nobody sends it again."""
     if tickets:
-        with db.transaction() as session:
+        with db.statement() as session:
             runs.mark_queued(session, tickets)
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     insert,
     literal,
     null,
+    or_,
     select,
     update,
 )
@@ -99,14 +100,17 @@ def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
     db.execute(session, _MARK_QUEUED, keys.given(tickets, sent_at=sent_at, pack=pack))
 
 
-def claim(session: Session, ticket: Ticket, worker: str) -> bool:
-    """Takes the run for this worker. False: it was taken, cancelled, or superseded; the message is to be dropped."""
-    return _moved(session, _CLAIM, ticket, a_worker=worker, sent_at=ticket.sent_at)
+def claim(ticket: Ticket, worker: str) -> bool:
+    """Takes the run for this worker. False: it was taken, cancelled, or superseded; the message is to be dropped.
+
+    A transaction by itself, as is `succeed`: nothing else belongs with it.
+    """
+    return _CLAIM(**_key(ticket), a_worker=worker, sent_at=ticket.sent_at) == 1
 
 
-def succeed(session: Session, ticket: Ticket, result: str | None) -> bool:
+def succeed(ticket: Ticket, result: str | None) -> bool:
     """Records the outcome of a run that returned, as JSON. False: this attempt was superseded, it is refused."""
-    return _moved(session, _SUCCEED, ticket, a_result=result)
+    return _SUCCEED(**_key(ticket), a_result=result) == 1
 
 
 def fail(
@@ -280,9 +284,8 @@ def _json(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _moved(session: Session, statement: Any, ticket: Ticket, **values: Any) -> bool:
-    key = {"a_run": ticket.run, "a_slot": ticket.slot, "an_attempt": ticket.attempt}
-    return db.execute(session, statement, key | values).rowcount == 1
+def _key(ticket: Ticket) -> dict[str, Any]:
+    return {"a_run": ticket.run, "a_slot": ticket.slot, "an_attempt": ticket.attempt}
 
 
 # Statements that many runs need, built once.
@@ -291,9 +294,9 @@ _THIS = (
     Run.scheduled_for == bindparam("a_slot"),
     Run.attempt == bindparam("an_attempt"),
 )
-_CLAIM = (
+_CLAIM = db.Direct(
     update(Run)
-    .where(*_THIS, Run.state.in_(sorted(CLAIMABLE)))
+    .where(*_THIS, or_(*(Run.state == state for state in sorted(CLAIMABLE))))
     .values(
         state=RunState.RUNNING,
         worker=bindparam("a_worker"),
@@ -303,7 +306,7 @@ _CLAIM = (
         heartbeat_at=func.statement_timestamp(),
     )
 )
-_SUCCEED = (
+_SUCCEED = db.Direct(
     update(Run)
     .where(*_THIS, Run.state == RunState.RUNNING)
     .values(

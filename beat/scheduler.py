@@ -32,11 +32,15 @@ from beat.node import Node
 from beat.watchdog import SigningRetry, Watchdog, sign_statements
 
 MAX_TICK = 0.5
-"""Seconds between ticks at most: leases are renewed and changes mirrored at each."""
+"""Seconds between ticks at most."""
+
+KEEP_EVERY = 0.1
+"""Seconds for which a beat that rings one slot after another leaves leases, mirror and marks alone: they cost more than
+a firing does. A hint ends it at once."""
 
 SHORTLY = timedelta(milliseconds=20)
 
-MARK_EVERY = 1.0
+RING_FOR = 1.0
 """Seconds after which what was sent in a burst is marked, though the burst goes on: before `outbox.SENDING` is over,
 when others would send it again."""
 
@@ -61,6 +65,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.rebuild = Rebuild()
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
+        self.sent: list[Ticket] = []
+        """What was sent and not marked yet."""
+        self.kept_until = 0.0
         self.node = Node(self.leases, settings.load().PUNCTUAL_HEALTH_PATH)
         self.watchdog = Watchdog(self.node)
         if not lazy:
@@ -98,22 +105,39 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         return 0.0
 
     def _turn(self, until: float) -> None:
-        """Renews, mirrors, rings, then waits for the next slot or a hint."""
-        self.leases.renew()
-        more = self._mirror()
+        """Keeps what is held in order, rings, then waits for the next slot or a hint."""
+        if time.monotonic() >= self.kept_until:
+            self._keep()
         next_at = self._ring()
         self._say_back()
-        if more:
+        if not self.kept_until:
             return
         if next_at is not None:
             until = min(until, time.monotonic() + (next_at - clock.now()).total_seconds())
-        self._listen(until)
+        if until > self.kept_until:  # there is time
+            self._mark()
+        if self._listen(until):
+            self.kept_until = 0.0
+
+    def _keep(self) -> None:
+        """Renews, mirrors and marks. Where there is more to mirror the next turn goes on with it at once."""
+        self.leases.renew()
+        more = self._mirror()
+        self._mark()
+        self.kept_until = 0.0 if more else time.monotonic() + KEEP_EVERY
+
+    def _mark(self) -> None:
+        """Marks what was sent, when most of it has been claimed and needs no mark any more."""
+        dispatch.mark_queued(self.sent)
+        self.sent = []
 
     def close(self) -> None:
         """Stops: gives every lease back at once, so that the others need not wait for it to run out."""
         self.watchdog.stopping.set()  # from here on the supervisor's patience counts
         self.watchdog.join(timeout=1)
         self.chores.stopping.set()
+        with contextlib.suppress(errors.Unavailable):
+            self._mark()
         self.leases.release()
         self.publisher.close()
         self.chore_thread.join(timeout=5)
@@ -127,24 +151,20 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _ring(self) -> datetime | None:
         """Fires what is due, batch by batch, while the lease holds. Returns when the next entry is due."""
-        sent: list[Ticket] = []
-        mark_at = time.monotonic() + MARK_EVERY
-        try:
-            while True:
-                held = self.leases.held()
-                due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
-                self._set_aside(due.unreadable)
-                if not due.tasks:
-                    return due.next_at
-                fired = dispatch.fire(self.publisher.publish, due.tasks)
-                sent += fired.sent
-                self._move(due.tasks, fired)
-                if _must_wait(due.tasks, fired):
-                    return clock.now() + SHORTLY
-                if time.monotonic() > mark_at:
-                    return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
-        finally:
-            dispatch.mark_queued(sent)
+        until = time.monotonic() + RING_FOR
+        while True:
+            held = self.leases.held()
+            due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
+            self._set_aside(due.unreadable)
+            if not due.tasks:
+                return due.next_at
+            fired = dispatch.fire(self.publisher.publish, due.tasks)
+            self.sent += fired.sent
+            self._move(due.tasks, fired)
+            if _must_wait(due.tasks, fired):
+                return clock.now() + SHORTLY
+            if time.monotonic() > until:
+                return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
 
     def _set_aside(self, unreadable: dict[str, int]) -> None:
         for member, bucket in unreadable.items():
@@ -191,8 +211,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         mine = {bucket: changed for bucket, changed in by_bucket.items() if bucket in held}
         return self.entries.write(mine, self.leases.tokens, complete=complete)
 
-    def _listen(self, until: float) -> None:
-        """Waits until then, or until the bell rings for a held bucket."""
+    def _listen(self, until: float) -> bool:
+        """Waits until then, or until the bell rings for a held bucket, which it says."""
         if not self.hints.subscribed:
             self.hints.subscribe(bell.CHANNEL)
         while (left := until - time.monotonic()) > 0:
@@ -201,8 +221,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             if hint is None or hint.bucket not in self.leases.held():
                 continue
             if hint.run is None:
-                return
+                return True
             self._send_run(hint.run)
+        return False
 
     def _send_run(self, run_id: UUID) -> None:
         """Sends a run that was recorded elsewhere; where it fails, the chore publish_pending does it."""

@@ -6,6 +6,7 @@ loses it; and it holds what it has fetched until its last run has ended.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 NAMED = {"content_type", "content_encoding", "application_headers", "priority"}
 """Properties of a message that kombu gives by names of their own."""
 
+EVENTS_EVERY = 0.25
+"""Seconds for which events of runs are kept, to be sent together: each sending costs as much as a run does."""
+
+EVENTS_TOGETHER = 500
+
 ABOUT_THE_MESSAGE = (LookupError, TypeError, ValueError, AttributeError)
 """What a message that a stranger sent makes Celery stumble over."""
 
@@ -39,6 +45,9 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
     wants_calls: bool | None = None
     """Whether this worker was started to answer calls: `-Q` may leave their queue out."""
+
+    events_at = 0.0
+    """When the events that are kept are sent, on the monotonic clock."""
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         """Without Celery's delayed delivery, which declares 28 queues: no message of ours carries an ETA."""
@@ -88,6 +97,14 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         if failing:
             log.info("the broker is back")
         return connected
+
+    def on_send_event_buffered(self) -> None:
+        """Celery's hook for each event that is kept, where somebody watches: it would send it with the next turn."""
+        now = time.monotonic()
+        if now >= self.events_at:  # a lost connection clears the timer: what that forgot, the next event makes good
+            self.events_at = now + EVENTS_EVERY
+            self.event_dispatcher.buffer_limit = EVENTS_TOGETHER
+            self.timer.call_after(EVENTS_EVERY, self._flush_events)
 
     def on_close(self) -> None:
         """Celery's hook where the connection is lost or the worker stops: it forgets what no process has begun."""

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -185,9 +185,9 @@ def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -
     failpoints.reached("called")
     if outcome.raised is not None:
         reason, error = outcome.reason or Reason.ERROR, outcome.error or {}
-        insist(lambda session: fail(session, ticket, reason, error), RECORD_PATIENCE, db.transaction)
+        insist(lambda: db.transact(lambda session: fail(session, ticket, reason, error)), RECORD_PATIENCE)
         raise outcome.raised
-    if not insist(lambda session: runs.succeed(session, ticket, outcome.result), RECORD_PATIENCE):
+    if not insist(lambda: runs.succeed(ticket, outcome.result), RECORD_PATIENCE):
         refused(ticket)
     failpoints.reached("recorded")
     return result
@@ -245,16 +245,15 @@ def cut(result: Any) -> str:
 
 def _claim(ticket: Ticket, worker: str) -> bool:
     try:
-        return insist(lambda session: runs.claim(session, ticket, worker), CLAIM_PATIENCE)
+        return insist(lambda: runs.claim(ticket, worker), CLAIM_PATIENCE)
     except errors.Unavailable as exc:
         raise Reject(exc, requeue=True) from exc
 
 
 def reject(ticket: Ticket, worker: str, reason: Reason, error: dict[str, Any]) -> None:
     """Fails a run that can never be called here. One that somebody else has claimed is theirs, and left alone."""
-    with db.transaction() as session:
-        if runs.claim(session, ticket, worker):
-            fail(session, ticket, reason, error)
+    if runs.claim(ticket, worker):
+        _record_killed(ticket, worker, reason, error)
 
 
 def _record_killed(ticket: Ticket, _worker: str, reason: Reason, error: dict[str, Any]) -> None:
@@ -278,12 +277,8 @@ def refused(ticket: Ticket) -> None:
     log.warning("the outcome of run %s is refused: attempt %d was superseded", ticket.run, ticket.attempt)
 
 
-def insist(
-    step: Callable[[Session], Answer],
-    patience: timedelta,
-    begin: Callable[[], AbstractContextManager[Session]] = db.statement,
-) -> Answer:
-    """Does a step, one statement or a transaction, again and again while PostgreSQL is away.
+def insist(step: Callable[[], Answer], patience: timedelta) -> Answer:
+    """Does a step, a transaction of its own, again and again while PostgreSQL is away.
 
     Raises Unavailable when the patience is at its end.
 
@@ -293,8 +288,7 @@ def insist(
     pause = 0.05
     while True:
         try:
-            with begin() as session:
-                return step(session)
+            return step()
         except errors.Unavailable:
             if time.monotonic() > end:
                 raise

@@ -47,10 +47,11 @@ class Working:
         """Claims what can be claimed; returns the positions. A message delivered twice finds nothing."""
         tickets = [message.ticket for message in self.pack.messages]
 
-        def step(session: Session) -> set[Any]:
+        def step() -> set[Any]:
             # from before the question: no stamp is ever early, and the time to begin is never too long
             self.claimed = time.monotonic()
-            taken, at = packs.claim_all(session, tickets, self.worker)
+            with db.statement() as session:
+                taken, at = packs.claim_all(session, tickets, self.worker)
             self.claimed_at = at or self.claimed_at
             return taken
 
@@ -84,14 +85,15 @@ class Working:
         """Records what has ended."""
         lines, self.ended = self.ended, []
         for step in records(self.pack, lines):
-            execution.insist(step, execution.RECORD_PATIENCE, db.transaction)
+            execution.insist(partial(db.transact, step), execution.RECORD_PATIENCE)
         self.page.clear()
         failpoints.reached("recorded")
 
     def give_back(self, positions: Sequence[int]) -> None:
         """Gives back what there was no time for."""
         tickets = [self.pack.messages[position].ticket for position in positions]
-        execution.insist(lambda session: packs.give_back(session, tickets, self.claimed_at), execution.RECORD_PATIENCE)
+        step = partial(packs.give_back, tickets=tickets, claimed_at=self.claimed_at)
+        execution.insist(partial(db.transact, step), execution.RECORD_PATIENCE)
 
     def _call(self, position: int) -> Line:
         message = self.pack.messages[position]
@@ -233,8 +235,7 @@ class PackRequest(execution.RecordedRequest):
     def _settle(self, reading: Reading, first: int) -> None:
         """Records what had ended, and gives back what had not begun, from `first` on. Twice does no harm."""
         for step in records(self.pack, reading.lines):
-            with db.transaction() as session:
-                step(session)
+            db.transact(step)
         rest = [message.ticket for message in self.pack.messages[first:]]
         if not rest:
             return

@@ -39,8 +39,7 @@ def _slot(run_id):
 
 
 def claim(ticket):
-    with db.transaction() as session:
-        assert runs.claim(session, ticket, "worker1@host")
+    assert runs.claim(ticket, "worker1@host")
 
 
 def test_a_run_that_waits_has_no_attempt_and_no_lateness(client, run):
@@ -68,8 +67,7 @@ def test_past_attempts_come_before_the_current_one_and_none_is_shown_twice(clien
     assert outcomes(client, run) == [(1, "timeout")]
     claim(ticket(2))
     assert outcomes(client, run) == [(1, "timeout"), (2, "running")]
-    with db.transaction() as session:
-        runs.succeed(session, ticket(2), '{"answer": 42}')
+    runs.succeed(ticket(2), '{"answer": 42}')
     assert outcomes(client, run) == [(1, "timeout"), (2, "succeeded")]
     shown = client.get(f"{URL}/{run['id']}").json
     assert (shown["result"], shown["attempts"][0]["error"]) == ({"answer": 42}, ERROR)

@@ -39,8 +39,7 @@ def test_claims_count_the_attempts_that_a_worker_took(database, fields, postbox)
         [row] = ledger.read(database, "drill-")
         return row.state, row.claims, len(row.attempts)
 
-    with db.transaction() as session:
-        assert runs.claim(session, ticket, "w")
+    assert runs.claim(ticket, "w")
     assert claims() == ("running", 1, 0)
     with db.transaction() as session:
         runs.fail(session, ticket, Reason.ERROR, error, 0.0)
@@ -48,9 +47,7 @@ def test_claims_count_the_attempts_that_a_worker_took(database, fields, postbox)
     with db.transaction() as session:
         [message] = outbox.take_retries(session)
     assert claims() == ("pending", 1, 1)
-    with db.transaction() as session:
-        assert runs.claim(session, message.ticket, "w")
+    assert runs.claim(message.ticket, "w")
     assert claims() == ("running", 2, 1)
-    with db.transaction() as session:
-        assert runs.succeed(session, message.ticket, None)
+    assert runs.succeed(message.ticket, None)
     assert claims() == ("succeeded", 2, 1)

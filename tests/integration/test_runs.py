@@ -49,49 +49,49 @@ def attempts(ticket):
 
 
 def test_a_run_is_claimed_once(ticket):
-    assert do(runs.claim, ticket, "one@host")
-    assert not do(runs.claim, ticket, "two@host")
+    assert runs.claim(ticket, "one@host")
+    assert not runs.claim(ticket, "two@host")
     run = reread(ticket)
     assert (run.state, run.worker) == (RunState.RUNNING, "one@host")
     assert run.started_at == run.attempt_started_at == run.heartbeat_at >= run.scheduled_for
 
 
 def test_a_result_is_recorded_once(ticket):
-    do(runs.claim, ticket, "one@host")
-    assert do(runs.succeed, ticket, '{"n": 1}')
-    assert not do(runs.succeed, ticket, '{"n": 2}')
+    runs.claim(ticket, "one@host")
+    assert runs.succeed(ticket, '{"n": 1}')
+    assert not runs.succeed(ticket, '{"n": 2}')
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
     run = reread(ticket)
     assert (run.state, run.result, run.error) == (RunState.SUCCEEDED, {"n": 1}, None)
 
 
 def test_a_run_that_nobody_claimed_has_no_result(ticket):
-    assert not do(runs.succeed, ticket, "{}")
+    assert not runs.succeed(ticket, "{}")
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
 
 
 def test_a_late_confirm_does_not_take_a_claimed_run_back(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     do(runs.mark_queued, [ticket])
     assert reread(ticket).state == RunState.RUNNING
 
 
 def test_a_failed_attempt_is_kept_and_the_next_one_follows(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) == RunState.RETRYING
     [message] = do(outbox.take_retries)
     assert message.ticket == again(ticket)
     [past] = attempts(ticket)
     assert (past.attempt, past.worker, past.outcome, past.error) == (1, "one@host", "failed", ERROR)
     first_start = reread(ticket).started_at
-    do(runs.claim, message.ticket, "two@host")
+    runs.claim(message.ticket, "two@host")
     run = reread(ticket)
     assert run.started_at == first_start < run.attempt_started_at  # lateness is the first attempt's
 
 
 def test_the_last_attempt_fails_the_run(ticket):
     for number in range(3):
-        assert do(runs.claim, ticket, "one@host")
+        assert runs.claim(ticket, "one@host")
         state = do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5)
         if number < 2:
             [message] = do(outbox.take_retries)
@@ -103,7 +103,7 @@ def test_the_last_attempt_fails_the_run(ticket):
 
 
 def test_a_retry_waits_for_its_time(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5)
     with db.transaction() as session:
         session.execute(update(Run).values(retry_at=db.now(session) + timedelta(seconds=60)))
@@ -111,22 +111,22 @@ def test_a_retry_waits_for_its_time(ticket):
 
 
 def test_a_superseded_attempt_moves_nothing(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     with db.transaction() as session:
         session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
     assert do(runs.rescue_lost) == (1, 0)
     [message] = do(outbox.take_retries)
-    do(runs.claim, message.ticket, "two@host")
-    assert not do(runs.succeed, ticket, '{"from": "the dead"}')
+    runs.claim(message.ticket, "two@host")
+    assert not runs.succeed(ticket, '{"from": "the dead"}')
     assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
-    assert not do(runs.claim, ticket, "one@host")
-    assert do(runs.succeed, message.ticket, "{}")
+    assert not runs.claim(ticket, "one@host")
+    assert runs.succeed(message.ticket, "{}")
     assert [past.outcome for past in attempts(ticket)] == ["lost"]
 
 
 def test_a_run_whose_worker_is_gone_three_times_has_failed(ticket):
     for _ in range(3):
-        do(runs.claim, ticket, "one@host")
+        runs.claim(ticket, "one@host")
         with db.transaction() as session:
             session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
         rescued = do(runs.rescue_lost)
@@ -137,7 +137,7 @@ def test_a_run_whose_worker_is_gone_three_times_has_failed(ticket):
 
 
 def test_a_heartbeat_keeps_a_run_from_being_lost(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     with db.transaction() as session:
         session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER))
     do(runs.renew, [ticket])
@@ -148,11 +148,11 @@ def test_a_waiting_run_is_cancelled_and_never_starts(ticket):
     with db.transaction() as session:
         run = runs.cancel(session, db.now(session), ticket.run)
     assert (run.state, run.reason) == (RunState.CANCELLED, Reason.BY_USER)
-    assert not do(runs.claim, ticket, "one@host")
+    assert not runs.claim(ticket, "one@host")
 
 
 def test_a_running_run_is_not_a_waiting_one(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     with pytest.raises(errors.Conflict, match="this one is running"), db.transaction() as session:
         runs.cancel(session, db.now(session), ticket.run)
 
@@ -206,9 +206,9 @@ def given_back(ticket):
 
 
 def test_a_run_given_back_is_due_at_once_with_a_further_attempt(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     assert given_back(ticket) == again(ticket)
-    assert not do(runs.succeed, ticket, '"late"')
+    assert not runs.succeed(ticket, '"late"')
     run = reread(ticket)
     assert (run.state, run.attempt, run.reason, run.error) == (RunState.PENDING, 2, None, None)
     [past] = attempts(ticket)
@@ -217,18 +217,18 @@ def test_a_run_given_back_is_due_at_once_with_a_further_attempt(ticket):
 
 def test_only_a_running_run_is_given_back(ticket):
     assert do(runs.give_back, [ticket]) == 0
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     assert do(runs.give_back, [again(ticket)]) == 0
-    do(runs.succeed, ticket, None)
+    runs.succeed(ticket, None)
     assert do(runs.give_back, [ticket]) == 0
     assert attempts(ticket) == []
 
 
 def test_an_attempt_given_back_does_not_count_as_one(ticket):
-    do(runs.claim, ticket, "one@host")
+    runs.claim(ticket, "one@host")
     ticket = given_back(ticket)
     for state in (RunState.RETRYING, RunState.RETRYING, RunState.FAILED):  # three are allowed
-        do(runs.claim, ticket, "two@host")
+        runs.claim(ticket, "two@host")
         assert do(runs.fail, ticket, Reason.ERROR, ERROR, 0.5) == state
         with db.transaction() as session:
             outbox.take_retries(session)

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("database")
 
 @pytest.fixture
 def beat(redis_client, postbox, monkeypatch):
-    """A beat without its chores' thread, which sends to an postbox and does not wait."""
+    """A beat without its chores' thread, which sends to a postbox, and goes on as if a hint had come."""
     made = PunctualScheduler(celery_app, lazy=True)
     made.publisher = postbox
-    monkeypatch.setattr(made, "_listen", lambda *_: None)
+    monkeypatch.setattr(made, "_listen", lambda *_: True)
     yield made
     made.leases.release()
     made.hints.close()
@@ -49,6 +49,40 @@ def test_a_new_task_has_its_entry_after_a_tick(beat, fields, redis_client):
     assert score == task.next_run_at.timestamp()
     with db.transaction() as session:
         assert session.get_one(Task, task.id).mirrored_version == task.version
+
+
+def test_between_two_slots_a_beat_mirrors_only_now_and_then_or_when_a_hint_comes(
+    beat, fields, redis_client, monkeypatch
+):
+    monkeypatch.setattr(scheduler, "KEEP_EVERY", 3600)
+    monkeypatch.setattr(beat, "_listen", lambda *_: False)
+    beat.tick()
+    once(fields, 3600)
+    beat.tick()
+    assert cards(redis_client) == 0
+    monkeypatch.setattr(beat, "_listen", lambda *_: True)
+    beat.tick()
+    beat.tick()
+    assert cards(redis_client) == 1
+
+
+def test_what_was_sent_is_marked_where_there_is_time_and_else_with_the_next_keeping(
+    beat, fields, postbox, redis_client, monkeypatch
+):
+    def states():
+        with db.transaction() as session:
+            return set(session.scalars(select(Run.state)))
+
+    create(fields, schedule={"type": "now"})
+    monkeypatch.setattr(scheduler, "KEEP_EVERY", 3600)
+    beat.tick()
+    assert states() == {"pending"}
+    monkeypatch.setattr(scheduler, "KEEP_EVERY", 0)
+    beat.tick()
+    assert states() == {"queued"}
+    create(fields, schedule={"type": "now"})
+    beat.tick()
+    assert states() == {"queued"}
 
 
 def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, postbox, redis_client):
