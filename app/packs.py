@@ -29,7 +29,10 @@ MAX_RUNS = 200
 MAX_BYTES = 512 * 1024
 
 FEW = 16
-"""Fewer runs of a target than this are never packed: each may as well have a process of its own."""
+"""Fewer runs of a target than this are not spread: each may as well have a process of its own."""
+
+MESSAGE = 0.005
+"""Seconds that a message of its own costs its worker, about: less work than that always travels together."""
 
 PER_PROCESS = 2
 """Packs that each process gets of a batch before packs grow: one that is slow then holds up half of its share."""
@@ -94,7 +97,7 @@ def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
 
 def is_worth_it(messages: Sequence[Message]) -> bool:
     """Whether to look at all."""
-    return len(messages) >= FEW and settings.load().PUNCTUAL_PACKS
+    return len(messages) > 1 and settings.load().PUNCTUAL_PACKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +147,9 @@ def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime)
 
 def _size(count: int, duration: float, processes: int) -> int:
     """How many runs a pack may hold."""
-    if count < FEW:
-        return 1
-    spread = math.ceil(count / (processes * PER_PROCESS))
-    return min(spread, MAX_RUNS, int(WORK / max(duration, WORK / MAX_RUNS)))
+    each = max(duration, WORK / MAX_RUNS)
+    spread = 1 if count < FEW else math.ceil(count / (processes * PER_PROCESS))
+    return min(max(spread, int(MESSAGE / each)), int(WORK / each))
 
 
 def _parts(group: Sequence[Message], size: int) -> Iterable[Parcel]:
@@ -157,12 +159,16 @@ def _parts(group: Sequence[Message], size: int) -> Iterable[Parcel]:
     for message in group:
         own = len(json.dumps([message.args, message.kwargs])) if message.args or message.kwargs else 0
         if part and (len(part) >= size or weight + own > MAX_BYTES):
-            yield Pack.of(part)
+            yield _together(part)
             part, weight = [], 0
         part.append(message)
         weight += own
     if part:
-        yield Pack.of(part)
+        yield _together(part)
+
+
+def _together(part: Sequence[Message]) -> Parcel:
+    return Pack.of(part) if len(part) > 1 else part[0]
 
 
 # Built once.

@@ -21,7 +21,7 @@ from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
 from sqlalchemy import Integer, SmallInteger, Uuid, bindparam, select, true, tuple_, update
 
-from app import bell, clock, db, dispatch, errors, outbox, publishing, pulse, settings
+from app import bell, clock, db, dispatch, errors, outbox, packs, publishing, pulse, settings
 from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
@@ -37,6 +37,10 @@ MAX_TICK = 0.5
 KEEP_EVERY = 0.1
 """Seconds for which a beat that rings one slot after another leaves leases, mirror and marks alone: they cost more than
 a firing does. A hint ends it at once."""
+
+REST = 0.05
+"""Seconds that a beat rests at most after it fired a few: as long as that took, so that what falls due meanwhile is
+fired together. One that falls behind becomes quicker so, and leaves the workers their part of the machine."""
 
 SHORTLY = timedelta(milliseconds=20)
 
@@ -158,11 +162,14 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             self._set_aside(due.unreadable)
             if not due.tasks:
                 return due.next_at
+            began = time.monotonic()
             fired = dispatch.fire(self.publisher.publish, due.tasks)
             self.sent += fired.sent
             self._move(due.tasks, fired)
             if _must_wait(due.tasks, fired):
                 return clock.now() + SHORTLY
+            if len(due.tasks) < packs.FEW:
+                return clock.now() + timedelta(seconds=min(time.monotonic() - began, REST))
             if time.monotonic() > until:
                 return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
 
