@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from app import db, errors, failpoints, outbox, packs, policies, runs, schedules
 from app.messages import Message, Parcel, Ticket
 from app.models import Task
+from app.policies import Fate
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger
 
 BATCH = 500
@@ -147,16 +148,17 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     due = [row for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
     plans, poisoned = _plans(due, now)
     _set_aside(session, now, poisoned)
-    new = _runs(session, plans)
+    new = _runs(session, now, plans)
     recorded = runs.record(session, now, new)
-    sendable = [run for run in new if run.id in recorded and not run.skipped]
-    made = Counter(run.task.id for run in sendable)
+    wanted = [run for run in new if run.id in recorded and not run.skipped]
+    made = Counter(run.task.id for run in wanted)
     _advance(session, plans, made)
     next_run_at = {row.id: row.next_run_at if row.state == TaskState.ACTIVE else None for row in rows}
     next_run_at |= dict.fromkeys(poisoned)
     next_run_at |= {plan.task.id: plan.next_run_at(made[plan.task.id]) for plan in plans}
     next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
-    return Fired(messages=[outbox.message(run.task, run) for run in sendable], next_run_at=next_run_at)
+    messages = [outbox.message(run.task, run) for run in wanted if not run.held]
+    return Fired(messages=messages, next_run_at=next_run_at)
 
 
 def send(publish: Publish, batch: Sequence[Message]) -> int:
@@ -241,21 +243,22 @@ def _plan(task: Any, now: datetime) -> _Plan:
     return _Plan(task=task, due=policies.bound(due, left), coming=table.next_after(now))
 
 
-def _runs(session: Session, plans: Sequence[_Plan]) -> list[runs.NewRun]:
-    """The runs to record. A slot whose task has an open run is skipped where its policy says so.
+def _runs(session: Session, now: datetime, plans: Sequence[_Plan]) -> list[runs.NewRun]:
+    """The runs to record, as the overlap policies have them.
 
     The tasks' rows are locked, so no other firing adds a run between the look and the insert; one that ends
     in that moment makes the look too careful by a slot, never too bold.
     """
-    careful = [plan.task.id for plan in plans if plan.task.overlap == Overlap.SKIP]
-    busy = runs.open_tasks(session, careful)
+    open_ones = runs.open_tasks(session, [plan.task.id for plan in plans if plan.task.overlap != Overlap.ALLOW])
+    among = {policy: {p.task.id for p in plans if p.task.overlap == policy} & open_ones for policy in Overlap}
+    with_held = runs.held_tasks(session, among[Overlap.QUEUE])
+    if among[Overlap.CANCEL]:
+        open_ones = open_ones - among[Overlap.CANCEL] | runs.supersede(session, now, among[Overlap.CANCEL])
     new = []
     for plan in plans:
-        for due in plan.due:
-            skipped = Reason.MISSED if due.skipped else None
-            if not skipped and plan.task.overlap == Overlap.SKIP:
-                skipped = Reason.OVERLAP if plan.task.id in busy else None
-                busy.add(plan.task.id)
+        is_open, has_held = plan.task.id in open_ones, plan.task.id in with_held
+        fates = policies.overlap(plan.due, Overlap(plan.task.overlap), is_open=is_open, has_held=has_held)
+        for due, fate in zip(plan.due, fates, strict=True):
             new.append(
                 runs.NewRun(
                     id=runs.identify(plan.task.id, due.slot),
@@ -263,7 +266,8 @@ def _runs(session: Session, plans: Sequence[_Plan]) -> list[runs.NewRun]:
                     slot=due.slot,
                     trigger=Trigger.SCHEDULE,
                     missed=due.missed,
-                    skipped=skipped,
+                    skipped=_SKIPPED.get(fate),
+                    held=fate == Fate.HOLD,
                 )
             )
     return new
@@ -282,6 +286,8 @@ def _missing(session: Session, asked: Collection[UUID], found: Collection[UUID])
     absent = set(asked) - set(found)
     return absent - set(session.scalars(select(Task.id).where(Task.id.in_(absent)))) if absent else set()
 
+
+_SKIPPED = {Fate.MISS: Reason.MISSED, Fate.SKIP: Reason.OVERLAP}
 
 # Built once.
 _AMONG = Task.id == any_(bindparam("task_ids", type_=ARRAY(Uuid())))

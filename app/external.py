@@ -11,7 +11,7 @@ from sqlalchemy import DateTime, Text, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import keys, runs, settings
+from app import attempts, keys, settings
 from app.messages import EXTERNAL_GRACE, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, Reason, RunState
@@ -26,12 +26,12 @@ def succeed(session: Session, ticket: Ticket, result: str | None, worker: str | 
 
 
 def fail(session: Session, ticket: Ticket, worker: str | None, draw: float) -> RunState | None:
-    """Records that another app failed, as `runs.fail` does. None: the run is none of its, ended, or superseded."""
+    """Records that another app failed, as `attempts.fail` does. None: the run is none of its, ended, or superseded."""
     if not _move(session, ticket, worker=worker):
         return None
     message = f"It failed in its own app, which does not say why: look there for the message {ticket.run}."
     error = {"type": "FailedElsewhere", "message": message, "traceback": None}
-    return runs.fail(session, ticket, Reason.ERROR, error, draw, states=CLAIMABLE)
+    return attempts.fail(session, ticket, Reason.ERROR, error, draw, states=CLAIMABLE)
 
 
 def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
@@ -52,7 +52,7 @@ def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .with_for_update(of=Run, skip_locked=True)
     ).all()
     ended = [
-        runs.end_attempt(session, keys.ticket(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
+        attempts.end_attempt(session, keys.ticket(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
         for run, task in silent
     ]
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -79,6 +80,8 @@ class Task(Base):
     backoff_max: Mapped[timedelta]
     backoff_jitter: Mapped[bool]
     timeout: Mapped[timedelta]
+    pause_after_failures: Mapped[int | None]
+    """How many runs in a row have to fail for it to be paused; null: never."""
     state: Mapped[str]
     note: Mapped[str | None]
     set_aside: Mapped[str | None]
@@ -129,6 +132,10 @@ class Run(Base):
     """Arguments given for this run alone; null means the task's own."""
     state: Mapped[str]
     reason: Mapped[str | None]
+    held: Mapped[bool] = mapped_column(server_default=false())
+    """Pending, but not to be sent before the other runs of its task have ended: see `Overlap`."""
+    cancel_reason: Mapped[str | None]
+    """The wish that it be cancelled, and why: its worker ends the attempt, and no other one follows."""
     attempt: Mapped[int] = mapped_column(SmallInteger)
     """The current attempt, from 1. It fences: a move names the attempt that it speaks for."""
     worker: Mapped[str | None]
@@ -156,6 +163,7 @@ class Run(Base):
         Index("ix_runs_scheduled", "scheduled_for", "id"),
         # the few that are not ended: what the chores and the overlap policy ask for
         Index("ix_runs_open", "state", "task_id", postgresql_where=text(f"state IN ({OPEN_STATES})")),
+        Index("ix_runs_held", "task_id", postgresql_where=text("held")),
         {"postgresql_partition_by": "RANGE (scheduled_for)"},
     )
 

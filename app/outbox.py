@@ -9,13 +9,13 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ARRAY, DateTime, Select, Uuid, any_, func, literal, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app import db, settings
 from app.messages import Message, Ticket
 from app.models import Run, Task
 from app.runs import NewRun
-from app.states import RunState
+from app.states import OPEN, RunState
 
 SENDING = timedelta(seconds=2)
 """How long a pending run belongs to whoever last set out to send it."""
@@ -47,6 +47,16 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
     # the run shows the attempt to come: what is past stands in `attempts`
     fresh = {"worker": None, "attempt_started_at": None, "error": None, "reason": None, "retry_at": None}
     return _take(session, due.limit(limit), attempt=Run.attempt + 1, **fresh)
+
+
+def take_held(session: Session, limit: int = BATCH) -> list[Message]:
+    """Runs that were held while another one of their task was open, and are not to wait any longer; as messages."""
+    other = aliased(Run)
+    waits_for = select(other.id).where(
+        other.task_id == Run.task_id, other.state.in_(sorted(OPEN)), other.held.is_(False)
+    )
+    free = select(Run.id, Run.scheduled_for).where(Run.held, Run.state == RunState.PENDING, ~waits_for.exists())
+    return _take(session, free.limit(limit), held=False)
 
 
 def count_queued(session: Session) -> dict[str, int]:
@@ -122,4 +132,4 @@ def _unsent(age: timedelta = timedelta(0)) -> Any:
     """Pending, and nobody set out to send it for `age`; one that nobody ever set out with counts from its firing."""
     since = func.coalesce(Run.published_at, Run.fired_at)
     fresh = Run.published_at.is_(None) if not age else since < func.statement_timestamp() - age
-    return (Run.state == RunState.PENDING) & fresh
+    return (Run.state == RunState.PENDING) & Run.held.is_(False) & fresh

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from itertools import islice
 from typing import Protocol
 
-from app.states import Catchup
+from app.states import Catchup, Overlap
 
 GRACE = timedelta(seconds=10)
 """The promise: a slot that is older than this cannot start in time any more, so it was missed."""
@@ -28,6 +29,18 @@ class Due:
     slot: datetime
     missed: int = 0
     skipped: bool = False
+
+
+class Fate(Enum):
+    """What becomes of a due slot."""
+
+    RUN = auto()
+    HOLD = auto()
+    """It is recorded, and waits for the end of another run of its task."""
+    SKIP = auto()
+    """It is recorded as skipped, as another run of its task is open."""
+    MISS = auto()
+    """It is recorded as missed."""
 
 
 class Slots(Protocol):
@@ -58,6 +71,27 @@ def bound(due: Sequence[Due], left: float) -> list[Due]:
         kept.append(each)
         left -= not each.skipped
     return kept
+
+
+def overlap(due: Sequence[Due], policy: Overlap, *, is_open: bool, has_held: bool) -> list[Fate]:
+    """What becomes of each slot of a task that is due, in their order, where a run of it is open already or not, and
+    another one is held or not. Where the newest is to cancel the others, those of this batch never come to be."""
+    last = max((position for position, each in enumerate(due) if not each.skipped), default=-1)
+    fates = []
+    for position, each in enumerate(due):
+        if each.skipped:
+            fates.append(Fate.MISS)
+        elif policy == Overlap.CANCEL and position < last:
+            fates.append(Fate.SKIP)
+        elif policy == Overlap.ALLOW or not is_open:
+            fates.append(Fate.RUN)
+            is_open = True
+        elif policy == Overlap.CANCEL or (policy == Overlap.QUEUE and not has_held):
+            fates.append(Fate.HOLD)
+            has_held = True
+        else:
+            fates.append(Fate.SKIP)
+    return fates
 
 
 def settle(slots: Sequence[datetime], now: datetime, policy: Catchup) -> list[Due]:

@@ -5,14 +5,15 @@ fences out a worker that comes back from the dead. All stamps are PostgreSQL's c
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
 from sqlalchemy import (
+    Boolean,
     DateTime,
     Integer,
     Text,
@@ -21,7 +22,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    insert,
     literal,
     null,
     or_,
@@ -32,20 +32,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, retry
+from app import db, errors, keys
 from app.messages import Ticket
-from app.models import Attempt, Run, Task
+from app.models import Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Reason, RunState, Trigger
-
-LOST_AFTER = timedelta(seconds=4)
-"""Without a heartbeat for this long a running run counts as lost. Workers renew each second."""
-
-LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}
-
-GIVEN_BACK = "given_back"
-"""The outcome of an attempt that ended with its worker's stop: nobody's failure, and not counted as one."""
-
-BATCH = 500
 
 
 def identify(task_id: UUID, slot: datetime) -> UUID:
@@ -68,6 +58,8 @@ class NewRun:
     trigger: Trigger
     missed: int = 0
     skipped: Reason | None = None
+    held: bool = False
+    """It is to wait for the end of another run of its task: nobody sends it before `outbox.take_held`."""
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = field(default=None)
 
@@ -88,6 +80,7 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
         trigger=(run.trigger for run in new),
         missed=(run.missed for run in new),
         skipped=(run.skipped for run in new),
+        held=(run.held for run in new),
         args=(_json(run.args) for run in new),
         kwargs=(_json(run.kwargs) for run in new),
     )
@@ -113,75 +106,45 @@ def succeed(ticket: Ticket, result: str | None) -> bool:
     return _SUCCEED(**_key(ticket), a_result=result) == 1
 
 
-def fail(
-    session: Session,
-    ticket: Ticket,
-    reason: Reason,
-    error: dict[str, Any],
-    draw: float,
-    states: Collection[RunState] = (RunState.RUNNING,),
-) -> RunState | None:
-    """Records a failed attempt: the run waits for the next one, or has failed for good where none is left.
-
-    `draw` in [0, 1) is the jitter's. Returns the new state; None: this attempt was superseded.
-    """
-    # the row is locked first: a rescue that took the run away meanwhile leaves no row to see
-    task = session.scalars(
-        select(Task)
-        .join(Run, Task.id == Run.task_id)
-        .where(*keys.fence(ticket), Run.state.in_(states))
-        .with_for_update(of=Run)
-    ).one_or_none()
-    if task is None:
-        return None
-    delay = retry.delay(
-        ticket.attempt,
-        backoff=task.backoff,
-        backoff_max=task.backoff_max,
-        jitter=task.backoff_jitter,
-        draw=draw,
-    )
-    # an attempt that never came to its end by its own doing is tried again at once
-    return end_attempt(session, ticket, task, reason, error, delay=timedelta(0) if reason == Reason.LOST else delay)
-
-
-def end_attempt(
-    session: Session,
-    ticket: Ticket,
-    task: Task,
-    reason: Reason,
-    error: dict[str, Any],
-    *,
-    delay: timedelta,
-    again: bool = False,
-) -> RunState:
-    """Ends an attempt whose row this transaction has locked: the next one follows where the task allows it or `again`
-    says so, or the run has failed."""
-    values: dict[str, Any] = {"error": error, "reason": reason}
-    within = again or ticket.attempt < task.max_attempts
-    if within or ticket.attempt - _given_back(session, ticket) < task.max_attempts:
-        _keep_attempt(session, ticket, error, RunState.FAILED if reason == Reason.ERROR else reason)
-        values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
-    else:
-        values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
-    session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
-    return RunState(values["state"])
-
-
 def cancel(session: Session, now: datetime, run_id: UUID) -> Run:
-    """Cancels a waiting run: it never starts. Raises NotFound, or Conflict where it waits no more."""
-    run = session.scalars(
-        update(Run)
-        .where(Run.id == run_id, Run.state.in_(WAITING))
-        .values(state=RunState.CANCELLED, reason=Reason.BY_USER, finished_at=now)
-        .returning(Run)
-    ).one_or_none()
-    if run is not None:
-        return run
-    state = session.scalars(select(Run.state).where(Run.id == run_id)).one_or_none()
-    if state is None:
+    """Cancels a run: one that waits never starts, one that runs is ended by its worker, or has ended before.
+
+    Raises NotFound, or Conflict where it has ended.
+    """
+    # a claim that is under way is waited for, and seen
+    run = session.scalars(select(Run).where(Run.id == run_id).with_for_update()).one_or_none()
+    if run is None:
         raise errors.NotFound("There is no such run.")
-    raise errors.Conflict(f"Only a waiting run can be cancelled; this one is {state}.")
+    if run.state in WAITING:
+        run.state, run.reason, run.finished_at, run.held = RunState.CANCELLED, Reason.BY_USER, now, False
+    elif run.state == RunState.RUNNING:
+        run.cancel_reason = Reason.BY_USER
+    else:
+        raise errors.Conflict(f"Only a run that has not ended can be cancelled; this one is {run.state}.")
+    return run
+
+
+def supersede(session: Session, now: datetime, task_ids: Collection[UUID]) -> set[UUID]:
+    """Cancels the open runs of these tasks for a later one. Returns the tasks of which one has yet to end.
+
+    One statement, which sees of each run the state that it has when its row is reached: one that a worker claims, or
+    gives up, meanwhile is not passed over.
+    """
+    running = Run.state == RunState.RUNNING
+    moved = session.execute(
+        update(Run)
+        .where(Run.task_id.in_(task_ids), Run.state.in_(sorted(OPEN)))
+        .values(
+            state=case((running, Run.state), else_=RunState.CANCELLED),
+            reason=case((running, Run.reason), else_=Reason.OVERLAP),
+            finished_at=case((running, Run.finished_at), else_=now),
+            cancel_reason=case((running, func.coalesce(Run.cancel_reason, Reason.OVERLAP))),
+            held=False,
+        )
+        .returning(Run.task_id, Run.state)
+        .execution_options(synchronize_session=False)
+    )
+    return {row.task_id for row in moved if row.state == RunState.RUNNING}
 
 
 def cancel_waiting(session: Session, now: datetime, task_id: UUID, reason: Reason) -> None:
@@ -189,57 +152,13 @@ def cancel_waiting(session: Session, now: datetime, task_id: UUID, reason: Reaso
     session.execute(
         update(Run)
         .where(Run.task_id == task_id, Run.state.in_(WAITING))
-        .values(state=RunState.CANCELLED, reason=reason, finished_at=now)
+        .values(state=RunState.CANCELLED, reason=reason, finished_at=now, held=False)
     )
 
 
-def renew(session: Session, tickets: Sequence[Ticket]) -> None:
-    """Renews the heartbeats of all runs of a worker with one statement."""
-    db.execute(session, _RENEW, keys.given(tickets))
-
-
-def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
-    """Takes runs whose worker is gone away from it. Returns how many are tried again, and how many failed for good."""
-    lost = session.execute(
-        select(Run, Task)
-        .join(Task, Task.id == Run.task_id)
-        .where(Run.state == RunState.RUNNING, Run.heartbeat_at < func.statement_timestamp() - LOST_AFTER)
-        .limit(limit)
-        .with_for_update(of=Run, skip_locked=True)
-    ).all()
-    # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
-    ended = [
-        end_attempt(
-            session,
-            keys.ticket(run),
-            task,
-            Reason.LOST,
-            LOST,
-            delay=timedelta(0),
-            again=run.attempt_started_at is None,
-        )
-        for run, task in lost
-    ]
-    return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
-
-
-def give_back(session: Session, tickets: Iterable[Ticket]) -> int:
-    """Takes runs from a worker that stops: each goes on at once, with a further attempt that does not count as one.
-
-    Returns how many there were. One that has ended meanwhile, or was taken from the worker before, is left alone.
-    """
-    taken = 0
-    for ticket in tickets:
-        moved = session.execute(
-            update(Run)
-            .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
-            .values(state=RunState.RETRYING, retry_at=func.statement_timestamp())
-            .returning(Run.id)
-        ).all()
-        if moved:
-            _keep_attempt(session, ticket, None, GIVEN_BACK)
-            taken += 1
-    return taken
+def renew(session: Session, tickets: Sequence[Ticket]) -> set[UUID]:
+    """Renews the heartbeats of all runs of a worker with one statement. Returns those that are to be cancelled."""
+    return {row.id for row in db.execute(session, _RENEW, keys.given(tickets)) if row.cancel_reason is not None}
 
 
 def open_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
@@ -249,35 +168,12 @@ def open_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
     return set(db.execute(session, _OPEN_TASKS, db.arrays("asked", id=task_ids)).scalars())
 
 
-def _given_back(session: Session, ticket: Ticket) -> int:
-    """How many past attempts of a run were given back, and so do not count."""
-    mine = (Attempt.run_id == ticket.run, Attempt.scheduled_for == ticket.slot)
-    return session.scalars(select(func.count()).where(*mine, Attempt.outcome == GIVEN_BACK)).one()
-
-
-def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any] | None, outcome: str) -> None:
-    """Keeps the current attempt as a past one, before the next begins."""
-    past = select(
-        Run.id,
-        Run.scheduled_for,
-        Run.attempt,
-        Run.worker,
-        Run.attempt_started_at,
-        func.statement_timestamp(),
-        literal(str(outcome)),
-        literal(error, Attempt.error.type) if error else null(),
-    ).where(*keys.fence(ticket))
-    columns = [
-        "run_id",
-        "scheduled_for",
-        "attempt",
-        "worker",
-        "started_at",
-        "finished_at",
-        "outcome",
-        "error",
-    ]
-    session.execute(insert(Attempt).from_select(columns, past))
+def held_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
+    """Which of these tasks have a run that is held."""
+    if not task_ids:
+        return set()
+    held = select(Run.task_id).where(Run.task_id.in_(task_ids), Run.held, Run.state == RunState.PENDING)
+    return set(session.scalars(held))
 
 
 def _json(value: Any) -> str | None:
@@ -325,6 +221,7 @@ _given = db.rows(
     trigger=Text(),
     missed=Integer(),
     skipped=Text(),
+    held=Boolean(),
     args=Text(),
     kwargs=Text(),
 )
@@ -342,6 +239,7 @@ _NEW = {
     Run.kwargs: cast(_given.c.kwargs, JSONB),
     Run.state: case((_given.c.skipped.is_(None), RunState.PENDING), else_=RunState.SKIPPED),
     Run.reason: _given.c.skipped,
+    Run.held: _given.c.held,
     Run.attempt: literal(1),
     Run.fired_at: _at,
     Run.finished_at: case((_given.c.skipped.is_not(None), _at)),
@@ -366,7 +264,12 @@ _MARK_QUEUED = (
         pack_id=_sent.c.pack,
     )
 )
-_RENEW = update(Run).where(keys.at(keys.attempts(), {RunState.RUNNING})).values(heartbeat_at=func.statement_timestamp())
+_RENEW = (
+    update(Run)
+    .where(keys.at(keys.attempts(), {RunState.RUNNING}))
+    .values(heartbeat_at=func.statement_timestamp())
+    .returning(Run.id, Run.cancel_reason)
+)
 
 _asked = db.rows("asked", id=Uuid())
 _OPEN_TASKS = select(_asked.c.id).where(

@@ -109,6 +109,13 @@ class TaskSchema(SizedSchema):
     catchup = fields.Nested(CatchupSchema, load_default=lambda: CatchupSchema().load({}))
     retry = fields.Nested(RetrySchema, load_default=lambda: RetrySchema().load({}))
     timeout = Seconds(1, DAY, load_default=timedelta(seconds=300))
+    pause_after_failures = Whole(
+        1,
+        1000,
+        allow_none=True,
+        load_default=None,
+        metadata={"description": "How many runs in a row must fail for the task to be paused; null: never."},
+    )
     state = Choice(TaskState, dump_only=True)
     note = fields.String(dump_only=True, allow_none=True)
     next_run_at = Instant(dump_only=True, allow_none=True)
@@ -220,6 +227,9 @@ class RunSchema(Schema):
     missed = fields.Integer()
     state = Choice(RunState)
     reason = Choice(Reason, allow_none=True)
+    cancelling = fields.Boolean(
+        metadata={"description": "Whether it is to be cancelled and its worker has yet to end it."}
+    )
     attempt = fields.Integer()
     worker = fields.String(allow_none=True)
     fired_at = Instant()
@@ -236,8 +246,12 @@ class RunSchema(Schema):
         return self._row(run)
 
     def _row(self, run: models.Run) -> Fields:
-        columns = self.fields.keys() - {"lateness_ms", "attempts"}
-        return {name: getattr(run, name) for name in columns} | {"lateness_ms": lateness(run)}
+        columns = self.fields.keys() - {"lateness_ms", "attempts", "cancelling"}
+        cancelling = run.cancel_reason is not None and run.finished_at is None
+        return {name: getattr(run, name) for name in columns} | {
+            "lateness_ms": lateness(run),
+            "cancelling": cancelling,
+        }
 
 
 class AttemptSchema(Schema):

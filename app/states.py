@@ -30,6 +30,7 @@ class RunState(StrEnum):
     """An attempt failed: `publish_retries` makes it pending at `retry_at`."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    """No attempt is left. A person may ask for a further one."""
     CANCELLED = "cancelled"
     SKIPPED = "skipped"
     """Recorded, never executed."""
@@ -69,6 +70,11 @@ class Overlap(StrEnum):
 
     ALLOW = "allow"
     SKIP = "skip"
+    """It is recorded as skipped."""
+    QUEUE = "queue"
+    """It is held until the earlier one has ended; while one is held already, it is skipped."""
+    CANCEL = "cancel"
+    """The earlier one is cancelled, and it is held until that has ended."""
 
 
 class Catchup(StrEnum):
@@ -94,8 +100,11 @@ ANSWERS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING})
 MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.PENDING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED}) | ANSWERS,
     RunState.QUEUED: frozenset({RunState.PENDING, RunState.RUNNING, RunState.CANCELLED}) | ANSWERS,
-    RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.PENDING}),
+    RunState.RUNNING: frozenset(
+        {RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.PENDING, RunState.CANCELLED}
+    ),
     RunState.RETRYING: frozenset({RunState.PENDING, RunState.CANCELLED}),
+    RunState.FAILED: frozenset({RunState.RETRYING}),
 }
 """Every allowed move. What is not named here is final."""
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import answers, broker, db, dispatch, errors, external, outbox, publishing, pulse, runs
+from app import answers, attempts, broker, db, dispatch, errors, external, outbox, publishing, pulse
 from app.messages import Message
 
 OVERDUE = timedelta(seconds=3)
@@ -78,6 +78,7 @@ class Chores:
             Chore(name="fire_overdue", every=1, step=self.fire_overdue),
             Chore(name="publish_pending", every=1, step=self.publish_pending),
             Chore(name="publish_retries", every=0.5, step=self.publish_retries),
+            Chore(name="publish_held", every=0.5, step=self.publish_held),
             Chore(name="rescue_lost", every=1, step=self.rescue_lost),
             Chore(name="resend_vanished", every=5, step=self.resend_vanished),
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
@@ -122,14 +123,17 @@ class Chores:
     def publish_retries(self) -> bool:
         return self._publish(outbox.take_retries)
 
+    def publish_held(self) -> bool:
+        return self._publish(outbox.take_held)
+
     def rescue_lost(self) -> bool:
-        if self.contact.check() <= runs.LOST_AFTER + timedelta(seconds=2):
+        if self.contact.check() <= attempts.LOST_AFTER + timedelta(seconds=2):
             return False
         with db.transaction() as session:
-            again, dead = runs.rescue_lost(session)
+            again, dead = attempts.rescue_lost(session)
         if again or dead:
             log.warning("runs lost their worker: %d are tried again, %d have failed", again, dead)
-        return again + dead >= runs.BATCH
+        return again + dead >= attempts.BATCH
 
     def end_unanswered(self) -> bool:
         """Attempts that another app was sent and never answered for. Answers that waited for PostgreSQL go first."""

@@ -18,6 +18,7 @@ from datetime import timedelta
 from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
+from uuid import UUID
 
 from billiard.common import terminate_handler_fired
 from celery import Task
@@ -26,10 +27,11 @@ from celery.worker.request import Request
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
-from app import db, errors, failpoints, messages, runs
+from app import attempts, db, errors, failpoints, messages, runs
 from app.messages import Ticket
 from app.states import Reason
-from workers import durations, heartbeat
+from workers import cancelling, durations, heartbeat, verdicts
+from workers.cancelling import Cancelled
 
 MAX_RESULT = 64 * 1024
 MAX_TRACEBACK = 16 * 1024
@@ -64,7 +66,7 @@ class RecordedRequest(Request):  # type: ignore[misc]
         super().on_failure(exc_info, send_failed_event, return_ok)
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exc, WorkerLostError):
-            self._record(Reason.LOST, runs.LOST)
+            self._record(Reason.LOST, attempts.LOST)
         elif isinstance(exc, DecodeError):  # it was never called: the child could not read its arguments
             self._record(Reason.REJECTED, describe(exc))
 
@@ -120,20 +122,23 @@ class _SoftLimit:
 
     Billiard raises it wherever the process happens to be; in the middle of a claim or a record it would
     leave a connection in pieces. So here the signal counts only while it is armed. One that came too early
-    strikes as soon as it is armed; one that comes after the target's end changes nothing any more.
+    strikes as soon as it is armed; one that comes after the target's end changes nothing any more. The signal that a
+    run is to be cancelled counts only while that very run is armed: it is sent again each second.
     """
 
     def __init__(self) -> None:
         self.pid: int | None = None
         self.is_armed = False
         self.struck = False
+        self.run: UUID | None = None
 
     @contextmanager
-    def armed(self, timeout: float = 0) -> Iterator[None]:
+    def armed(self, timeout: float = 0, run: UUID | None = None) -> Iterator[None]:
         """Lets it strike within; `timeout` seconds from now, where that is given, without Celery's doing."""
         if self.struck:
             self.struck = False
             raise SoftTimeLimitExceeded
+        self.run = run
         self.is_armed = True
         try:
             if timeout:
@@ -149,6 +154,7 @@ class _SoftLimit:
         """Begins a message: takes the signal over, once in each process, and forgets the last message's."""
         if self.pid != os.getpid() and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._strike)
+            signal.signal(cancelling.SIGNAL, self._cancel)
             self.pid = os.getpid()
         self.struck = False
 
@@ -157,6 +163,11 @@ class _SoftLimit:
             self.is_armed = False
             raise SoftTimeLimitExceeded
         self.struck = True
+
+    def _cancel(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.is_armed and cancelling.is_wanted(self.run):
+            self.is_armed = False
+            raise Cancelled
 
 
 _soft_limit = _SoftLimit()
@@ -170,6 +181,8 @@ class Outcome:
     reason: Reason | None = None
     error: dict[str, Any] | None = None
     raised: Exception | None = None
+    after: float | None = None
+    """In how many seconds the next attempt is to be, by what it raised: see `verdicts.after`."""
 
 
 def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
@@ -181,11 +194,12 @@ def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -
     if not _claim(ticket, worker):
         raise Ignore
     failpoints.reached("claimed")
-    result, outcome = attempt(target, call)
+    result, outcome = attempt(target, ticket.run, call)
     failpoints.reached("called")
     if outcome.raised is not None:
         reason, error = outcome.reason or Reason.ERROR, outcome.error or {}
-        insist(lambda: db.transact(lambda session: fail(session, ticket, reason, error)), RECORD_PATIENCE)
+        step = partial(fail, ticket=ticket, reason=reason, error=error, after=outcome.after)
+        insist(partial(db.transact, step), RECORD_PATIENCE)
         raise outcome.raised
     if not insist(lambda: runs.succeed(ticket, outcome.result), RECORD_PATIENCE):
         refused(ticket)
@@ -193,7 +207,7 @@ def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -
     return result
 
 
-def attempt(target: str, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
+def attempt(target: str, run: UUID, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
     """Calls a target, and notes how long that took. Returns what it returned, and the outcome as it is to be recorded.
 
     `timeout` in seconds is for a target whose message has no soft limit of its own.
@@ -202,8 +216,10 @@ def attempt(target: str, call: Callable[[], Any], timeout: float = 0) -> tuple[A
         _soft_limit.install()  # what came too late for the run before is none of this one's
     began = time.monotonic()
     try:
-        with _soft_limit.armed(timeout):
+        with _soft_limit.armed(timeout, run):
             result = call()
+    except Cancelled as exc:
+        return None, Outcome(reason=Reason.ERROR, error=describe(exc, "It was cancelled while it ran."), raised=exc)
     except SoftTimeLimitExceeded as exc:
         error = describe(exc, "It did not end within its timeout.")
         return None, Outcome(reason=Reason.TIMEOUT, error=error, raised=exc)
@@ -211,7 +227,7 @@ def attempt(target: str, call: Callable[[], Any], timeout: float = 0) -> tuple[A
         # Celery would end the whole worker for it, and its neighbours with it
         return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=OutOfMemory())
     except Exception as exc:  # noqa: BLE001 - a target's own code
-        return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=exc)
+        return None, Outcome(reason=Reason.ERROR, error=describe(exc), raised=exc, after=verdicts.after(exc))
     except SystemExit as exc:
         if terminate_handler_fired():  # its process is being ended
             raise
@@ -262,10 +278,10 @@ def _record_killed(ticket: Ticket, _worker: str, reason: Reason, error: dict[str
         fail(session, ticket, reason, error)
 
 
-def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any]) -> None:
+def fail(session: Session, ticket: Ticket, reason: Reason, error: dict[str, Any], after: float | None = None) -> None:
     """Records that an attempt failed, and says what becomes of the run."""
     draw = random.random()  # noqa: S311 - spreads retries, guards nothing
-    state = runs.fail(session, ticket, reason, error, draw)
+    state = attempts.fail(session, ticket, reason, error, draw, after=after)
     if state is None:
         refused(ticket)
     else:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import celery
 from celery.worker import state
@@ -26,9 +27,10 @@ from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
 from app.states import NodeKind
 from workers import durations
+from workers.cancelling import Canceller
 
 EVERY = 1.0
-"""Seconds between heartbeats; a run counts as lost after runs.LOST_AFTER."""
+"""Seconds between heartbeats; a run counts as lost after attempts.LOST_AFTER."""
 
 OFFER_EVERY = 15
 """Heartbeats between two announcements of what this worker can run; see queries.OFFERED_FOR."""
@@ -53,6 +55,7 @@ class Heartbeat(threading.Thread):
         self.stopping = threading.Event()
         self.beats = 0
         self.started = time.monotonic()
+        self.canceller = Canceller()
         self.consumer: Any = None
         """Celery's consumer, from when the worker is ready."""
 
@@ -64,7 +67,7 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """One beat: renew, say that this worker is there, and now and then what it can run."""
         try:
-            renew(in_hand(state.active_requests))
+            self.canceller.strike(state.active_requests, renew(in_hand(state.active_requests)))
             _look_after(state.active_requests)
             durations.tell(durations.collect())
             if self.beats % OFFER_EVERY == 0:
@@ -111,11 +114,12 @@ class Clerk(threading.Thread):
             log.exception("a record from outside failed; the chores of the beats repair what it left")
 
 
-def renew(tickets: list[Ticket]) -> None:
-    """Renews the heartbeats of these runs."""
-    if tickets:
-        with db.transaction() as session:
-            runs.renew(session, tickets)
+def renew(tickets: list[Ticket]) -> set[UUID]:
+    """Renews the heartbeats of these runs. Returns those that are to be cancelled."""
+    if not tickets:
+        return set()
+    with db.transaction() as session:
+        return runs.renew(session, tickets)
 
 
 def offer(targets: Iterable[Any]) -> None:

@@ -48,14 +48,16 @@ class Line:
     result: str | None = None
     reason: str | None = None
     error: dict[str, Any] | None = None
+    after: float | None = None
+    """In how many seconds the next attempt is to be, where the target said so."""
 
     def encode(self) -> bytes:
         stamps = _number(self.started_at), _number(self.finished_at)
-        return json.dumps([self.position, *stamps, self.result, self.reason, self.error]).encode() + b"\n"
+        return json.dumps([self.position, *stamps, self.result, self.reason, self.error, self.after]).encode() + b"\n"
 
     @classmethod
     def decode(cls, text: bytes) -> Self:
-        position, started_at, finished_at, result, reason, error = json.loads(text)
+        position, started_at, finished_at, result, reason, error, after = json.loads(text)
         return cls(
             position=position,
             started_at=_instant(started_at),
@@ -63,6 +65,7 @@ class Line:
             result=result,
             reason=reason,
             error=error,
+            after=after,
         )
 
 

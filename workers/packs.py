@@ -106,6 +106,7 @@ class Working:
             result=outcome.result,
             reason=outcome.reason,
             error=outcome.error,
+            after=outcome.after,
         )
 
     def _now(self) -> datetime:
@@ -151,7 +152,10 @@ def call(message: Message, worker: str) -> execution.Outcome:
     try:
         signals.task_prerun.send(sender=task, **told)
         result, outcome = execution.attempt(
-            task.name, lambda: task.run(*message.args, **message.kwargs), message.timeout.total_seconds()
+            task.name,
+            message.ticket.run,
+            lambda: task.run(*message.args, **message.kwargs),
+            message.timeout.total_seconds(),
         )
         retval, state = (outcome.raised, "FAILURE") if outcome.raised else (result, "SUCCESS")
         signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
@@ -170,7 +174,8 @@ def records(pack: Pack, lines: Sequence[Line]) -> Iterator[Callable[[Session], N
     for line in lines:
         if line.reason is not None:
             ticket = pack.messages[line.position].ticket
-            yield partial(_fail, ticket=ticket, at=line.started_at, reason=Reason(line.reason), error=line.error or {})
+            how: dict[str, Any] = {"reason": Reason(line.reason), "error": line.error or {}, "after": line.after}
+            yield partial(_fail, ticket=ticket, at=line.started_at, **how)
 
 
 def _succeed(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
@@ -188,9 +193,9 @@ def _succeed(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
         execution.refused(late)
 
 
-def _fail(session: Session, ticket: Ticket, at: datetime, reason: Reason, error: dict[str, Any]) -> None:
+def _fail(session: Session, ticket: Ticket, at: datetime, **how: Any) -> None:
     packs.begin_all(session, [(ticket, at)])
-    execution.fail(session, ticket, reason, error)
+    execution.fail(session, ticket, **how)
 
 
 class PackRequest(execution.RecordedRequest):
@@ -230,7 +235,8 @@ class PackRequest(execution.RecordedRequest):
         self._settle(reading, reading.begun + 1)
         if reading.begun >= 0 and reading.begun not in {line.position for line in reading.lines}:
             with db.transaction() as session:
-                _fail(session, self.pack.messages[reading.begun].ticket, reading.began_at, reason, error)
+                ticket = self.pack.messages[reading.begun].ticket
+                _fail(session, ticket, reading.began_at, reason=reason, error=error)
 
     def _settle(self, reading: Reading, first: int) -> None:
         """Records what had ended, and gives back what had not begun, from `first` on. Twice does no harm."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery.worker import state
 
-from app import db, errors, runs, settings
+from app import attempts, db, errors, settings
 from workers import heartbeat, pool
 
 LAST_WORD = 2.0
@@ -66,6 +66,6 @@ def _give_back(requests: Iterable[Any]) -> None:
     try:
         tickets = heartbeat.in_hand(requests)
         with db.transaction() as session:
-            runs.give_back(session, tickets)
+            attempts.give_back(session, tickets)
     except errors.Unavailable:
         log.warning("PostgreSQL is away: the runs of this worker count as lost and are tried again as such")

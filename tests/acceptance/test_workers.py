@@ -115,6 +115,58 @@ def test_a_run_that_kills_its_worker_is_tried_as_often_as_allowed_and_then_lost(
         without_module(stack)
 
 
+STUBBORN = """
+import time
+
+from celery import shared_task
+
+
+@shared_task(name="stubborn")
+def stubborn():
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            time.sleep(1)
+        except BaseException:
+            continue
+"""
+
+
+def cancelled(stack, task, within):
+    [run] = poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"])
+    assert stack.api.post(f"/runs/{run['id']}/cancel").json()["cancelling"]
+    [run] = stack.ended(task, within=within)
+    return run["state"], run["reason"], run["attempt"]
+
+
+def test_a_running_run_is_cancelled_and_its_process_goes_on(stack, task_of):
+    before = {child.pid for child in children(stack)}
+    task = task_of(target="debug.sleep", kwargs={"seconds": 60}, schedule={"type": "now"}, retry={"max_attempts": 3})
+    assert cancelled(stack, task, within=5) == ("cancelled", "by_user", 1)
+    assert {child.pid for child in children(stack)} == before
+
+
+def test_a_run_that_does_not_yield_is_cancelled_with_its_process(stack, tmp_path, task_of):
+    with_module(stack, tmp_path, STUBBORN)
+    try:
+        task = task_of(target="stubborn", schedule={"type": "now"}, retry={"max_attempts": 3})
+        assert cancelled(stack, task, within=20) == ("cancelled", "by_user", 1)
+        [other] = stack.ended(task_of(target="debug.echo", schedule={"type": "now"}))
+        assert other["state"] == "succeeded"
+    finally:
+        without_module(stack)
+
+
+def test_with_cancel_the_newest_run_takes_the_place_of_the_one_that_runs(stack, task_of):
+    every = {"type": "interval", "every": 5}
+    task = task_of(target="debug.sleep", kwargs={"seconds": 60}, schedule=every, overlap="cancel")
+    poll(
+        lambda: [run for run in stack.runs(task) if run["state"] == "cancelled" and run["reason"] == "overlap"],
+        within=15,
+    )
+    poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"], within=10)
+
+
 def test_a_module_of_ones_own_runs_as_the_readme_says(stack, tmp_path, task_of):
     source = re.search(r"<!-- my-tasks -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(source[1].strip().splitlines()) <= 10

@@ -31,6 +31,7 @@ CALLS = [
     ("GET", "/runs"),
     ("GET", f"/runs/{NOBODY}"),
     ("POST", f"/runs/{NOBODY}/cancel"),
+    ("POST", f"/runs/{NOBODY}/retry"),
     ("POST", "/schedules/preview"),
     ("GET", "/targets"),
     ("GET", "/cluster"),

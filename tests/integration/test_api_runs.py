@@ -1,11 +1,11 @@
-"""Runs over REST: read with their attempts, listed by slot, cancelled while they wait."""
+"""Runs over REST: read with their attempts, listed by slot, cancelled, run again."""
 
 from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
 
-from app import db, outbox, runs
+from app import attempts, db, outbox, runs
 from app.messages import Ticket
 from app.states import Reason
 
@@ -60,7 +60,7 @@ def test_a_running_run_shows_its_attempt_and_its_lateness(client, run, ticket):
 def test_past_attempts_come_before_the_current_one_and_none_is_shown_twice(client, run, ticket):
     claim(ticket(1))
     with db.transaction() as session:
-        runs.fail(session, ticket(1), Reason.TIMEOUT, ERROR, draw=0.5)
+        attempts.fail(session, ticket(1), Reason.TIMEOUT, ERROR, draw=0.5)
     assert outcomes(client, run) == [(1, "timeout")]
     with db.transaction() as session:
         outbox.take_retries(session)
@@ -81,7 +81,7 @@ def test_a_run_that_failed_for_good_shows_the_error_of_each_attempt(client, run,
     for attempt in (1, 2):
         claim(ticket(attempt))
         with db.transaction() as session:
-            runs.fail(session, ticket(attempt), Reason.ERROR, ERROR, draw=0.5)
+            attempts.fail(session, ticket(attempt), Reason.ERROR, ERROR, draw=0.5)
             outbox.take_retries(session)
     shown = client.get(f"{URL}/{run['id']}").json
     assert (shown["state"], shown["reason"], shown["error"]) == ("failed", "error", ERROR)
@@ -95,9 +95,29 @@ def test_a_waiting_run_is_cancelled_once(client, run):
     assert (again.status_code, again.json["code"]) == (409, "conflict")
 
 
-def test_a_running_run_cannot_be_cancelled(client, run, ticket):
+def test_a_running_run_is_shown_as_to_be_cancelled_until_its_worker_has_ended_it(client, run, ticket):
     claim(ticket(1))
+    for _ in range(2):
+        answer = client.post(f"{URL}/{run['id']}/cancel")
+        assert (answer.status_code, answer.json["state"], answer.json["cancelling"]) == (200, "running", True)
+    with db.transaction() as session:
+        attempts.fail(session, ticket(1), Reason.ERROR, ERROR, 0.0)
+    shown = client.get(f"{URL}/{run['id']}").json
+    assert (shown["state"], shown["reason"], shown["cancelling"]) == ("cancelled", "by_user", False)
     assert client.post(f"{URL}/{run['id']}/cancel").status_code == 409
+
+
+def test_a_failed_run_is_retried_under_the_same_id(client, run, ticket):
+    assert client.post(f"{URL}/{run['id']}/retry").status_code == 409
+    claim(ticket(1))
+    with db.transaction() as session:
+        attempts.fail(session, ticket(1), Reason.ERROR, ERROR, 0.0, after=float("inf"))
+    answer = client.post(f"{URL}/{run['id']}/retry")
+    assert (answer.status_code, answer.json["state"], answer.json["finished_at"]) == (200, "retrying", None)
+    with db.transaction() as session:
+        outbox.take_retries(session)
+    claim(ticket(2))
+    assert outcomes(client, run) == [(1, "failed"), (2, "running")]
 
 
 def test_runs_are_listed_newest_slot_first_and_walked_by_cursor(client, task):

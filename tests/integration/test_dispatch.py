@@ -9,7 +9,7 @@ import pytest
 from firing import fire
 from sqlalchemy import func, select, update
 
-from app import db, dispatch, outbox, packs, policies, runs, tasks
+from app import attempts, db, dispatch, outbox, packs, policies, runs, tasks
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import Reason, RunState, TaskState
@@ -291,6 +291,92 @@ def test_a_slot_is_skipped_while_an_earlier_run_is_open(fields, postbox):
     make_due(task)
     fire(postbox.publish, [task.id])
     assert recorded(task)[-1].state == "queued"
+
+
+def held(fields, postbox, overlap, **changed):
+    """A task with a run that is open, and the later one that its policy made."""
+    task = make(fields, schedule=every(60, ago=30), overlap=overlap, **changed)
+    for _ in range(2):
+        make_due(task)
+        fire(postbox.publish, [task.id])
+    return task, *recorded(task)
+
+
+def take_held():
+    with db.transaction() as session:
+        return [message.ticket.run for message in outbox.take_held(session)]
+
+
+def end(run):
+    with db.transaction() as session:
+        session.execute(update(Run).where(Run.id == run.id).values(state="succeeded"))
+
+
+def test_with_queue_one_slot_waits_for_the_end_of_the_earlier_run(fields, postbox):
+    task, first, second = held(fields, postbox, "queue")
+    assert ((first.state, first.held), (second.state, second.held)) == (("queued", False), ("pending", True))
+    assert postbox.runs == [first.id]
+    make_due(task)
+    fire(postbox.publish, [task.id])
+    assert [run.reason for run in recorded(task)] == [None, None, Reason.OVERLAP]
+    with db.transaction() as session:
+        session.execute(update(Run).values(fired_at=Run.fired_at - timedelta(minutes=1)))
+        assert second.id not in {message.ticket.run for message in outbox.take_pending(session)}
+    assert take_held() == []
+    end(first)
+    assert take_held() == [second.id]
+    assert take_held() == []
+    assert not recorded(task)[1].held
+
+
+def test_two_beats_that_release_at_once_send_what_was_held_once(fields, postbox):
+    _, first, second = held(fields, postbox, "queue")
+    end(first)
+    taken, barrier = [], Barrier(4)
+
+    def release():
+        barrier.wait()
+        taken.extend(take_held())
+
+    threads = [Thread(target=release) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken == [second.id]
+
+
+def test_what_is_held_counts_toward_max_runs(fields, postbox):
+    task, _, _ = held(fields, postbox, "queue", max_runs=2)
+    assert reread(task).state == TaskState.COMPLETED
+
+
+def test_with_cancel_a_waiting_run_makes_way_at_once(fields, postbox):
+    _, first, second = held(fields, postbox, "cancel")
+    assert (first.state, first.reason) == ("cancelled", Reason.OVERLAP)
+    assert (second.state, second.held) == ("queued", False)
+    assert postbox.runs == [first.id, second.id]
+
+
+def test_with_cancel_the_newest_slot_waits_until_the_running_one_has_made_way(fields, postbox):
+    task = make(fields, schedule=every(60, ago=30), overlap="cancel")
+    make_due(task)
+    fire(postbox.publish, [task.id])
+    ticket = postbox.sent[0].ticket
+    assert runs.claim(ticket, "one@host")
+    for _ in range(2):
+        make_due(task)
+        fire(postbox.publish, [task.id])
+    first, second, third = recorded(task)
+    assert (first.state, first.cancel_reason) == ("running", Reason.OVERLAP)
+    assert (second.state, second.reason, second.held) == ("cancelled", Reason.OVERLAP, False)
+    assert (third.state, third.held) == ("pending", True)
+    assert take_held() == []
+    with db.transaction() as session:
+        attempts.fail(session, ticket, Reason.ERROR, {"type": "Cancelled"}, 0.0)
+    first = recorded(task)[0]
+    assert (first.state, first.reason) == ("cancelled", Reason.OVERLAP)
+    assert take_held() == [third.id]
 
 
 def test_resuming_from_now_records_what_the_pause_passed_over(fields):

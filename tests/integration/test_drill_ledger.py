@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from firing import fire
 
-from app import db, outbox, runs, tasks
+from app import attempts, db, outbox, runs, tasks
 from app.states import Reason
 from drill import ledger
 
@@ -42,7 +42,7 @@ def test_claims_count_the_attempts_that_a_worker_took(database, fields, postbox)
     assert runs.claim(ticket, "w")
     assert claims() == ("running", 1, 0)
     with db.transaction() as session:
-        runs.fail(session, ticket, Reason.ERROR, error, 0.0)
+        attempts.fail(session, ticket, Reason.ERROR, error, 0.0)
     assert claims() == ("retrying", 1, 1)
     with db.transaction() as session:
         [message] = outbox.take_retries(session)

@@ -1,18 +1,25 @@
 """Claim, call, record: in this process, with a real PostgreSQL."""
 
 import os
+import pickle
 import signal
+from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore
 from firing import fire
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from app import db, tasks
+from app import db, runs, tasks
 from app.models import Run
 from app.states import Reason, RunState
-from workers import execution
+from workers import cancelling, execution
+from workers.cancelling import Cancelled
+from workers.verdicts import GiveUp, TryAgain
+
+RETRY = {"backoff": timedelta(0), "backoff_max": timedelta(0), "jitter": False}
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -26,10 +33,13 @@ def ticket(fields, postbox):
 
 
 @pytest.fixture(autouse=True)
-def keep_the_signal():
-    kept = signal.getsignal(signal.SIGUSR1)
+def keep_the_signals():
+    numbers = (signal.SIGUSR1, cancelling.SIGNAL)
+    kept = [signal.getsignal(number) for number in numbers]
     yield
-    signal.signal(signal.SIGUSR1, kept)
+    for number, handler in zip(numbers, kept, strict=True):
+        signal.signal(number, handler)
+    cancelling._write([])
     execution._soft_limit.pid = None
 
 
@@ -72,6 +82,68 @@ def test_the_soft_limit_strikes_the_target_and_is_recorded_as_a_timeout(ticket):
     with pytest.raises(SoftTimeLimitExceeded):
         execution.execute(ticket, "w@h", "debug.echo", lambda: os.kill(os.getpid(), signal.SIGUSR1))
     assert reread(ticket).reason == Reason.TIMEOUT
+
+
+def cancel(run):
+    """A target that is told to end: `run` is the one that is to be cancelled."""
+
+    def call():
+        cancelling._write([run])
+        os.kill(os.getpid(), cancelling.SIGNAL)
+        return "done"
+
+    return call
+
+
+def test_a_run_that_is_to_be_cancelled_is_told_and_ends_as_cancelled(ticket):
+    with db.transaction() as session:
+        runs.cancel(session, db.now(session), ticket.run)  # it waits, and is claimed all the same
+        session.execute(update(Run).values(state="queued", reason=None, finished_at=None, cancel_reason="by_user"))
+    with pytest.raises(Cancelled):
+        execution.execute(ticket, "w@h", "debug.echo", cancel(ticket.run))
+    run = reread(ticket)
+    assert (run.state, run.reason, run.error["type"]) == ("cancelled", Reason.BY_USER, "Cancelled")
+
+
+def test_the_signal_for_another_run_changes_nothing(ticket):
+    assert execution.execute(ticket, "w@h", "debug.echo", cancel(uuid4())) == "done"
+    assert reread(ticket).state == RunState.SUCCEEDED
+
+
+def test_a_target_says_when_it_is_to_be_tried_again(fields, postbox):
+    with db.transaction() as session:
+        task = tasks.create(
+            session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 2} | RETRY)
+        )
+    fire(postbox.publish, [task.id])
+    ticket = postbox.sent[-1].ticket
+    with pytest.raises(TryAgain):
+        execution.execute(ticket, "w@h", "debug.echo", fail(TryAgain("busy", after=timedelta(minutes=5))))
+    run = reread(ticket)
+    assert (run.state, run.error["message"]) == (RunState.RETRYING, "busy")
+    assert run.retry_at - run.attempt_started_at > timedelta(minutes=4)
+
+
+def test_a_target_that_gives_up_is_not_tried_again(fields, postbox):
+    with db.transaction() as session:
+        task = tasks.create(
+            session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 9} | RETRY)
+        )
+    fire(postbox.publish, [task.id])
+    ticket = postbox.sent[-1].ticket
+    with pytest.raises(GiveUp):
+        execution.execute(ticket, "w@h", "debug.echo", fail(GiveUp("no such account")))
+    assert reread(ticket).state == RunState.FAILED
+
+
+@pytest.mark.parametrize("after", [-1, float("inf"), float("nan"), timedelta(seconds=-1)])
+def test_a_time_that_is_none_is_refused_where_it_is_given(after):
+    with pytest.raises(ValueError, match="after is"):
+        TryAgain(after=after)
+
+
+def test_what_a_target_says_survives_the_way_to_the_workers_main_process():
+    assert vars(pickle.loads(pickle.dumps(TryAgain("busy", after=3)))) == {"after": 3.0}
 
 
 def test_a_soft_limit_that_strikes_after_the_target_changes_nothing(ticket, monkeypatch):

@@ -14,7 +14,7 @@ from kombu.message import Message as Delivery
 from kombu.serialization import dumps
 from sqlalchemy import select, update
 
-from app import db, messages, outbox, packs, runs, tasks
+from app import attempts, db, messages, outbox, packs, runs, tasks
 from app.broker import celery_app
 from app.messages import Pack
 from app.models import Run, Target
@@ -205,7 +205,7 @@ def test_a_child_that_is_killed_takes_only_the_run_that_it_was_at(packed):
         {"position": 1, "reason": "error", "error": {"type": "E", "message": "kept too", "traceback": None}},
     ]
     with in_hand(pack, 2, done):
-        request(pack)._record(Reason.LOST, runs.LOST)
+        request(pack)._record(Reason.LOST, attempts.LOST)
     clerk()  # after the child's page is gone: what it said was read before
     first, second, killed, *rest = reread(pack)
     assert (first.state, first.result) == ("succeeded", "kept")
@@ -246,7 +246,7 @@ def test_a_child_that_dies_before_it_begins_a_run_fails_none(packed):
     pack = packed({}, {}, {})
     with in_hand(pack, 0, [{"position": 0, "result": "1"}]) as working:
         working.page.approach(1)
-        request(pack)._record(Reason.LOST, runs.LOST)
+        request(pack)._record(Reason.LOST, attempts.LOST)
     clerk()
     assert states(pack) == ["succeeded", "pending", "pending"]
 
@@ -273,8 +273,8 @@ def test_a_run_of_a_dead_worker_that_may_never_have_begun_is_tried_though_one_at
     with in_hand(pack, 0):
         request(pack).look_after()  # the first is known to have begun
     with db.transaction() as session:
-        session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - runs.LOST_AFTER * 2))
-        assert runs.rescue_lost(session) == (1, 1)
+        session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - attempts.LOST_AFTER * 2))
+        assert attempts.rescue_lost(session) == (1, 1)
     assert states(pack) == ["failed", "retrying"]
     with pytest.raises(Ignore):
         work_packs.work(pack, WORKER)  # the old attempt is fenced out

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app import policies
-from app.policies import Due, bound, settle
-from app.states import Catchup
+from app.policies import Due, Fate, bound, overlap, settle
+from app.states import Catchup, Overlap
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -67,3 +67,28 @@ def test_max_runs_leaves_out_what_comes_after_the_last_run():
 def test_slots_that_are_only_recorded_do_not_count_toward_max_runs():
     due = [Due(slot=slot, skipped=True) for slot in ago(30, 20)] + [Due(slot=slot) for slot in ago(2, 1)]
     assert bound(due, 1) == due[:3]
+
+
+RUN, HOLD, SKIP, MISS = Fate.RUN, Fate.HOLD, Fate.SKIP, Fate.MISS
+
+
+@pytest.mark.parametrize(
+    ("policy", "nothing_open", "one_open", "one_open_and_one_held"),
+    [
+        (Overlap.ALLOW, [RUN, RUN, RUN], [RUN, RUN, RUN], [RUN, RUN, RUN]),
+        (Overlap.SKIP, [RUN, SKIP, SKIP], [SKIP, SKIP, SKIP], [SKIP, SKIP, SKIP]),
+        (Overlap.QUEUE, [RUN, HOLD, SKIP], [HOLD, SKIP, SKIP], [SKIP, SKIP, SKIP]),
+        (Overlap.CANCEL, [SKIP, SKIP, RUN], [SKIP, SKIP, HOLD], [SKIP, SKIP, HOLD]),
+    ],
+)
+def test_what_becomes_of_three_slots_that_are_due_at_once(policy, nothing_open, one_open, one_open_and_one_held):
+    due = [Due(slot=slot) for slot in ago(3, 2, 1)]
+    assert overlap(due, policy, is_open=False, has_held=False) == nothing_open
+    assert overlap(due, policy, is_open=True, has_held=False) == one_open
+    assert overlap(due, policy, is_open=True, has_held=True) == one_open_and_one_held
+
+
+@pytest.mark.parametrize("policy", list(Overlap))
+def test_a_slot_that_was_missed_stands_in_nobodys_way(policy):
+    due = [Due(slot=ago(3)[0], skipped=True), Due(slot=ago(1)[0]), Due(slot=ago(0)[0], skipped=True)]
+    assert overlap(due, policy, is_open=False, has_held=False) == [MISS, RUN, MISS]

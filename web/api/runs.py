@@ -1,9 +1,9 @@
-"""Runs: read and cancel."""
+"""Runs: read, cancel, run again."""
 
 from typing import Any
 from uuid import UUID
 
-from app import db, models, queries, runs, schemas
+from app import attempts, db, models, queries, runs, schemas
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
 
@@ -34,6 +34,15 @@ def show(run_id: UUID) -> queries.RunDetail:
 @blp.gives(200, schemas.RunSchema)
 @blp.refuses(404, 409)
 def cancel(run_id: UUID) -> models.Run:
-    """Cancels a run that waits."""
+    """Cancels a run: one that waits never starts, one that runs is ended by its worker."""
     with db.transaction() as session:
         return runs.cancel(session, db.now(session), run_id)
+
+
+@blp.serves("POST", "/runs/<uuid:run_id>/retry")
+@blp.gives(200, schemas.RunSchema)
+@blp.refuses(404, 409)
+def retry(run_id: UUID) -> models.Run:
+    """Runs a failed run again: a further attempt under the same id."""
+    with db.transaction() as session:
+        return attempts.run_again(session, run_id)

@@ -1,0 +1,228 @@
+"""What becomes of an attempt that fails, or ends otherwise than by a result: the next one follows, or the run has
+ended.
+
+The row of the run is locked first, and each move names the attempt that it speaks for: of a rescue and a worker that
+comes back from the dead, the second to come finds nothing.
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import case, func, insert, literal, null, select, update
+from sqlalchemy.orm import Session
+
+from app import errors, keys, retry
+from app.messages import Ticket
+from app.models import Attempt, Run, Task
+from app.states import Reason, RunState, TaskState
+
+LOST_AFTER = timedelta(seconds=4)
+"""Without a heartbeat for this long a running run counts as lost. Workers renew each second."""
+
+LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}
+
+GIVEN_BACK = "given_back"
+"""The outcome of an attempt that ended with its worker's stop: nobody's failure, and not counted as one."""
+
+BATCH = 500
+
+
+def fail(
+    session: Session,
+    ticket: Ticket,
+    reason: Reason,
+    error: dict[str, Any],
+    draw: float,
+    states: Collection[RunState] = (RunState.RUNNING,),
+    after: float | None = None,
+) -> RunState | None:
+    """Records a failed attempt: the run waits for the next one, or has failed for good where none is left.
+
+    `draw` in [0, 1) is the jitter's. `after` is what the target said itself: in how many seconds the next attempt is to
+    be, or that none is to be where it is infinite. Returns the new state; None: this attempt was superseded.
+    """
+    # the row is locked first: a rescue that took the run away meanwhile leaves no row to see
+    task = session.scalars(
+        select(Task)
+        .join(Run, Task.id == Run.task_id)
+        .where(*keys.fence(ticket), Run.state.in_(states))
+        .with_for_update(of=Run)
+    ).one_or_none()
+    if task is None:
+        return None
+    if reason == Reason.LOST:  # it never came to its end by its own doing
+        after = 0.0
+    if after is None:
+        delay: timedelta | None = retry.delay(
+            ticket.attempt,
+            backoff=task.backoff,
+            backoff_max=task.backoff_max,
+            jitter=task.backoff_jitter,
+            draw=draw,
+        )
+    else:
+        delay = timedelta(seconds=after) if after < math.inf else None
+    return end_attempt(session, ticket, task, reason, error, delay=delay)
+
+
+def end_attempt(
+    session: Session,
+    ticket: Ticket,
+    task: Task,
+    reason: Reason,
+    error: dict[str, Any],
+    *,
+    delay: timedelta | None,
+    again: bool = False,
+) -> RunState:
+    """Ends an attempt whose row this transaction has locked: after `delay` the next one follows, where the task allows
+    it or `again` says so. Else the run has failed, or is cancelled where that is wished."""
+    values: dict[str, Any] = {"error": error, "reason": reason}
+    wish = session.scalars(select(Run.cancel_reason).where(*keys.fence(ticket))).one()
+    if wish is not None:
+        values |= {"state": RunState.CANCELLED, "reason": wish, "finished_at": func.statement_timestamp()}
+    elif delay is not None and (again or _has_another(session, ticket, task)):
+        _keep_attempt(session, ticket, error, _outcome(reason))
+        values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
+    else:
+        values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
+    session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
+    if values["state"] == RunState.FAILED and task.pause_after_failures is not None:
+        _pause_after(session, task.id)
+    return RunState(values["state"])
+
+
+def run_again(session: Session, run_id: UUID) -> Run:
+    """Has a failed run tried once more, under the same id. Raises NotFound, or Conflict where it did not fail."""
+    found = session.execute(
+        select(Run, Task.state).join(Task, Task.id == Run.task_id).where(Run.id == run_id).with_for_update(of=Run)
+    ).one_or_none()
+    if found is None:
+        raise errors.NotFound("There is no such run.")
+    run: Run = found[0]
+    if run.state != RunState.FAILED:
+        raise errors.Conflict(f"Only a failed run can be retried; this one is {run.state}.")
+    if found[1] == TaskState.DELETED:
+        raise errors.Conflict("Its task is deleted.")
+    _keep_attempt(session, keys.ticket(run), run.error, _outcome(Reason(run.reason or Reason.ERROR)))
+    values = {"state": RunState.RETRYING, "retry_at": func.statement_timestamp(), "finished_at": None}
+    session.execute(update(Run).where(*keys.fence(keys.ticket(run))).values(values))
+    session.refresh(run)
+    return run
+
+
+def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
+    """Takes runs whose worker is gone away from it. Returns how many are tried again, and how many failed for good."""
+    lost = session.execute(
+        select(Run, Task)
+        .join(Task, Task.id == Run.task_id)
+        .where(Run.state == RunState.RUNNING, Run.heartbeat_at < func.statement_timestamp() - LOST_AFTER)
+        .limit(limit)
+        .with_for_update(of=Run, skip_locked=True)
+    ).all()
+    # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
+    ended = [
+        end_attempt(
+            session,
+            keys.ticket(run),
+            task,
+            Reason.LOST,
+            LOST,
+            delay=timedelta(0),
+            again=run.attempt_started_at is None,
+        )
+        for run, task in sorted(lost, key=lambda pair: pair[1].id)  # two beats that pause their tasks cannot deadlock
+    ]
+    return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
+
+
+def give_back(session: Session, tickets: Iterable[Ticket]) -> int:
+    """Takes runs from a worker that stops: each goes on at once, with a further attempt that does not count as one.
+
+    Returns how many there were. One that has ended meanwhile, or was taken from the worker before, is left alone.
+    """
+    taken = 0
+    for ticket in tickets:
+        moved = session.execute(
+            update(Run)
+            .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
+            .values(
+                # a wish that it be cancelled is fulfilled so
+                state=case((Run.cancel_reason.is_(None), RunState.RETRYING), else_=RunState.CANCELLED),
+                reason=Run.cancel_reason,
+                retry_at=func.statement_timestamp(),
+                finished_at=case((Run.cancel_reason.is_not(None), func.statement_timestamp())),
+            )
+            .returning(Run.id)
+        ).all()
+        if moved:
+            _keep_attempt(session, ticket, None, GIVEN_BACK)
+            taken += 1
+    return taken
+
+
+def _has_another(session: Session, ticket: Ticket, task: Task) -> bool:
+    """Whether the task allows a further attempt."""
+    if ticket.attempt < task.max_attempts:
+        return True
+    return ticket.attempt - _given_back(session, ticket) < task.max_attempts
+
+
+def _pause_after(session: Session, task_id: UUID) -> None:
+    """Pauses a task whose newest runs have all failed since somebody last had a look at it.
+
+    Its row is locked first: of two runs that fail at the same moment, the second to come sees the first.
+    """
+    task = session.scalars(
+        select(Task).where(Task.id == task_id).with_for_update().execution_options(populate_existing=True)
+    ).one()
+    if task.state != TaskState.ACTIVE or task.pause_after_failures is None:
+        return
+    ended = select(Run.state).where(
+        Run.task_id == task_id, Run.state.in_([RunState.SUCCEEDED, RunState.FAILED]), Run.finished_at > task.updated_at
+    )
+    newest = session.scalars(ended.order_by(Run.scheduled_for.desc()).limit(task.pause_after_failures)).all()
+    if newest.count(RunState.FAILED) == task.pause_after_failures:
+        count = "run" if len(newest) == 1 else f"{len(newest)} runs"
+        task.state, task.note = TaskState.PAUSED, f"Paused by Punctual: its last {count} failed."
+        task.version += 1
+        task.updated_at = func.statement_timestamp()
+
+
+def _outcome(reason: Reason) -> str:
+    """What a past attempt is kept with."""
+    return str(RunState.FAILED if reason == Reason.ERROR else reason)
+
+
+def _given_back(session: Session, ticket: Ticket) -> int:
+    """How many past attempts of a run were given back, and so do not count."""
+    mine = (Attempt.run_id == ticket.run, Attempt.scheduled_for == ticket.slot)
+    return session.scalars(select(func.count()).where(*mine, Attempt.outcome == GIVEN_BACK)).one()
+
+
+def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any] | None, outcome: str) -> None:
+    """Keeps the current attempt as a past one, before the next begins."""
+    past = select(
+        Run.id,
+        Run.scheduled_for,
+        Run.attempt,
+        Run.worker,
+        Run.attempt_started_at,
+        func.coalesce(Run.finished_at, func.statement_timestamp()),
+        literal(str(outcome)),
+        literal(error, Attempt.error.type) if error else null(),
+    ).where(*keys.fence(ticket))
+    columns = [
+        "run_id",
+        "scheduled_for",
+        "attempt",
+        "worker",
+        "started_at",
+        "finished_at",
+        "outcome",
+        "error",
+    ]
+    session.execute(insert(Attempt).from_select(columns, past))
