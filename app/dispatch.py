@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, select, update
+from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from app import db, errors, failpoints, outbox, packs, policies, runs, schedules
@@ -114,8 +114,9 @@ def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
     has been claimed and needs no mark any more.
     """
     with db.transaction() as session:
-        now, read_at = db.now(session), time.monotonic()
-        fired = record_due(session, now, task_ids)
+        rows, read_at = _lock(session, task_ids), time.monotonic()
+        now = rows[0].now if rows else db.now(session)
+        fired = _record_due(session, now, task_ids, rows)
     sent_at = now + timedelta(seconds=time.monotonic() - read_at)
     return replace(fired, sent=publish_all(publish, [message.stamped(sent_at) for message in fired.messages]))
 
@@ -142,9 +143,15 @@ def record_due(session: Session, now: datetime, task_ids: Collection[UUID]) -> F
     Tasks that somebody else holds are passed over and missing in the answer; those that are not due are in it
     with their next slot.
     """
-    if not task_ids:
-        return Fired(messages=[], next_run_at={})
-    rows = db.execute(session, _LOCK, {"task_ids": list(task_ids)}).all()
+    return _record_due(session, now, task_ids, _lock(session, task_ids))
+
+
+def _lock(session: Session, task_ids: Collection[UUID]) -> Sequence[Any]:
+    """Locks those that nobody else holds. Each row has PostgreSQL's clock too, which saves a round trip."""
+    return db.execute(session, _LOCK, {"task_ids": list(task_ids)}).all() if task_ids else []
+
+
+def _record_due(session: Session, now: datetime, task_ids: Collection[UUID], rows: Sequence[Any]) -> Fired:
     due = [row for row in rows if row.state == TaskState.ACTIVE and row.next_run_at <= now]
     plans, poisoned = _plans(due, now)
     _set_aside(session, now, poisoned)
@@ -291,7 +298,7 @@ _SKIPPED = {Fate.MISS: Reason.MISSED, Fate.SKIP: Reason.OVERLAP}
 
 # Built once.
 _AMONG = Task.id == any_(bindparam("task_ids", type_=ARRAY(Uuid())))
-_LOCK = select(*COLUMNS).where(_AMONG).with_for_update(skip_locked=True)
+_LOCK = select(*COLUMNS, func.clock_timestamp().label("now")).where(_AMONG).with_for_update(skip_locked=True)
 _MIRROR_AGAIN = update(Task).where(_AMONG).values(mirrored_version=0)
 
 _after = db.rows("after", **AFTER)

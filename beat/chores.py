@@ -79,7 +79,7 @@ class Chores:
             Chore(name="publish_pending", every=1, step=self.publish_pending),
             Chore(name="publish_retries", every=0.5, step=self.publish_retries),
             Chore(name="publish_held", every=0.5, step=self.publish_held),
-            Chore(name="rescue_lost", every=1, step=self.rescue_lost),
+            Chore(name="rescue_lost", every=0.5, step=self.rescue_lost),
             Chore(name="resend_vanished", every=5, step=self.resend_vanished),
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
             Chore(name="forget_answers", every=3600, step=forget_answers),
@@ -133,6 +133,7 @@ class Chores:
             again, dead = attempts.rescue_lost(session)
         if again or dead:
             log.warning("runs lost their worker: %d are tried again, %d have failed", again, dead)
+            self.publish_retries()  # they have waited for seconds already
         return again + dead >= attempts.BATCH
 
     def end_unanswered(self) -> bool:

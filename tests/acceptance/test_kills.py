@@ -1,0 +1,89 @@
+"""Processes of a worker, and workers, killed at random under load: every run ends, and what was interrupted goes on."""
+
+import os
+import random
+import signal
+import statistics
+import time
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import psutil
+import pytest
+from stores import GIVEN, poll
+
+KILLS = int(os.environ.get("KILLS", "2"))
+"""How many of each; 50 in the drills."""
+
+PER_SECOND = 50
+WITHIN = 5.0
+"""Seconds after a kill in which what it interrupted must have started again."""
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack):
+    """A stack with a worker of two processes, on RabbitMQ where there is one."""
+    made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
+    for name in ("web", "beat"):
+        made.start(name)
+    made.start("worker", options="--concurrency=2")
+    made.wait_ready()
+    yield made
+    made.stop_all()
+
+
+def children(stack):
+    return psutil.Process(stack.processes["worker", 1].pid).children()
+
+
+def kill_process(stack):
+    """Kills one of the worker's processes, which replaces it. Returns when."""
+    victims = poll(lambda: children(stack), within=20)
+    random.choice(victims).kill()
+    return datetime.now(UTC)
+
+
+def kill_worker(stack):
+    """Kills a worker with its processes, and starts another one, as whoever supervises it does. Returns when."""
+    stack.stop("worker", sig=signal.SIGKILL)
+    at = datetime.now(UTC)
+    stack.start("worker", options="--concurrency=2")
+    return at
+
+
+def gaps(stack, interrupted, kills):
+    """Seconds from the kill that interrupted an attempt to the start of the next one."""
+    for run in interrupted:
+        tries = stack.api.get(f"/runs/{run['id']}").json()["attempts"]
+        for attempt, following in pairwise(tries):
+            assert attempt["outcome"] == "lost"
+            began, again = (datetime.fromisoformat(each["started_at"]) for each in (attempt, following))
+            yield (again - min(at for at in kills if at >= began)).total_seconds()
+
+
+def test_every_run_ends_once_and_what_a_kill_interrupted_starts_again_in_time(stack, task_of):
+    fields = {
+        "target": "debug.sleep",
+        "kwargs": {"seconds": 0.02},
+        "schedule": {"type": "interval", "every": 1},
+        "overlap": "allow",
+        "catchup": {"policy": "all"},
+        "retry": {"max_attempts": 5, "backoff": 0},
+    }
+    tasks = [task_of(**fields) for _ in range(PER_SECOND)]
+    strikes = [kill_process, kill_worker] * KILLS
+    random.shuffle(strikes)
+    kills = []
+    for strike in strikes:
+        time.sleep(random.uniform(0.5, 2.5))
+        kills.append(strike(stack))
+    for task in tasks:
+        stack.api.post(f"/tasks/{task['id']}/pause").raise_for_status()
+    runs = [run for task in tasks for run in stack.ended(task, within=60)]
+    assert {run["state"] for run in runs} == {"succeeded"}
+    assert len({(run["task_id"], run["scheduled_for"]) for run in runs}) == len(runs)
+    interrupted = [run for run in runs if run["attempt"] > 1]
+    waited = list(gaps(stack, interrupted, kills))
+    print(f"{len(kills)} kills, {len(runs)} runs, {len(waited)} attempts interrupted", end="")
+    print(f"; again after {statistics.median(waited):.1f} s, {max(waited):.1f} s at most" if waited else "")
+    assert max(waited, default=0) <= WITHIN
