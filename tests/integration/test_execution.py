@@ -25,11 +25,21 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture
-def ticket(fields, postbox):
-    with db.transaction() as session:
-        task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}))
-    fire(postbox.publish, [task.id])
-    return postbox.sent[-1].ticket
+def queue(fields, postbox):
+    """Makes a queued run of a task; returns its ticket."""
+
+    def make(**changed):
+        with db.transaction() as session:
+            task = tasks.create(session, db.now(session), fields(schedule={"type": "now"}, **changed))
+        fire(postbox.publish, [task.id])
+        return postbox.sent[-1].ticket
+
+    return make
+
+
+@pytest.fixture
+def ticket(queue):
+    return queue()
 
 
 @pytest.fixture(autouse=True)
@@ -110,13 +120,8 @@ def test_the_signal_for_another_run_changes_nothing(ticket):
     assert reread(ticket).state == RunState.SUCCEEDED
 
 
-def test_a_target_says_when_it_is_to_be_tried_again(fields, postbox):
-    with db.transaction() as session:
-        task = tasks.create(
-            session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 2} | RETRY)
-        )
-    fire(postbox.publish, [task.id])
-    ticket = postbox.sent[-1].ticket
+def test_a_target_says_when_it_is_to_be_tried_again(queue):
+    ticket = queue(retry={"max_attempts": 2} | RETRY)
     with pytest.raises(TryAgain):
         execution.execute(ticket, "w@h", "debug.echo", fail(TryAgain("busy", after=timedelta(minutes=5))))
     run = reread(ticket)
@@ -124,13 +129,8 @@ def test_a_target_says_when_it_is_to_be_tried_again(fields, postbox):
     assert run.retry_at - run.attempt_started_at > timedelta(minutes=4)
 
 
-def test_a_target_that_gives_up_is_not_tried_again(fields, postbox):
-    with db.transaction() as session:
-        task = tasks.create(
-            session, db.now(session), fields(schedule={"type": "now"}, retry={"max_attempts": 9} | RETRY)
-        )
-    fire(postbox.publish, [task.id])
-    ticket = postbox.sent[-1].ticket
+def test_a_target_that_gives_up_is_not_tried_again(queue):
+    ticket = queue(retry={"max_attempts": 9} | RETRY)
     with pytest.raises(GiveUp):
         execution.execute(ticket, "w@h", "debug.echo", fail(GiveUp("no such account")))
     assert reread(ticket).state == RunState.FAILED
