@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import case, func, insert, literal, null, select, update
+from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
 from app import errors, keys, retry
@@ -149,13 +149,7 @@ def give_back(session: Session, tickets: Iterable[Ticket]) -> int:
         moved = session.execute(
             update(Run)
             .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
-            .values(
-                # a wish that it be cancelled is fulfilled so
-                state=case((Run.cancel_reason.is_(None), RunState.RETRYING), else_=RunState.CANCELLED),
-                reason=Run.cancel_reason,
-                retry_at=func.statement_timestamp(),
-                finished_at=case((Run.cancel_reason.is_not(None), func.statement_timestamp())),
-            )
+            .values(**keys.released(RunState.RETRYING), retry_at=func.statement_timestamp())
             .returning(Run.id)
         ).all()
         if moved:

@@ -1,9 +1,11 @@
-"""How statements name runs: by id and slot, which finds the partition, and by the attempt that they speak for."""
+"""How statements name runs: by id and slot, which finds the partition, and by the attempt that they speak for. And what
+a run becomes that its worker lets go of.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid, case
+from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid, case, func
 from sqlalchemy.types import TypeEngine
 
 from app import db
@@ -51,3 +53,13 @@ def at(wanted: TableValuedAlias, states: Collection[RunState]) -> Any:
         & (Run.attempt == wanted.c.attempt)
         & case((wanted.c.attempt.is_not(None), Run.state)).in_(sorted(states))
     )
+
+
+def released(state: RunState) -> dict[str, Any]:
+    """The values of a run that its worker gives back: `state`, or cancelled where that was wished meanwhile."""
+    wished = Run.cancel_reason.is_not(None)
+    return {
+        "state": case((wished, RunState.CANCELLED), else_=state),
+        "reason": Run.cancel_reason,
+        "finished_at": case((wished, func.statement_timestamp())),
+    }

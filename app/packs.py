@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import DateTime, Text, bindparam, case, cast, func, null, select, update
+from sqlalchemy import DateTime, Text, bindparam, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -218,12 +218,5 @@ _GIVE_BACK = (
         Run.attempt_started_at.is_(None),
         Run.heartbeat_at == bindparam("claimed_at"),
     )
-    .values(
-        state=case((Run.cancel_reason.is_(None), RunState.PENDING), else_=RunState.CANCELLED),
-        reason=Run.cancel_reason,
-        finished_at=case((Run.cancel_reason.is_not(None), func.statement_timestamp())),
-        worker=None,
-        heartbeat_at=None,
-        published_at=None,
-    )
+    .values(**keys.released(RunState.PENDING), worker=None, heartbeat_at=None, published_at=None)
 )
