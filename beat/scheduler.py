@@ -39,8 +39,8 @@ KEEP_EVERY = 0.1
 a firing does. A hint ends it at once."""
 
 REST = 0.05
-"""Seconds that a beat rests at most after it fired a few: as long as that took, so that what falls due meanwhile is
-fired together. One that falls behind becomes quicker so, and leaves the workers their part of the machine."""
+"""Seconds that a beat rests at most after it fired a few: half as long as that took, so that what falls due meanwhile
+is fired together. One that falls behind becomes quicker so, and leaves the workers their part of the machine."""
 
 SHORTLY = timedelta(milliseconds=20)
 
@@ -169,7 +169,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             if _must_wait(due.tasks, fired):
                 return clock.now() + SHORTLY
             if len(due.tasks) < packs.FEW:
-                return clock.now() + timedelta(seconds=min(time.monotonic() - began, REST))
+                return clock.now() + timedelta(seconds=min((time.monotonic() - began) / 2, REST))
             if time.monotonic() > until:
                 return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
 
