@@ -4,15 +4,16 @@ import base64
 import binascii
 import contextlib
 import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, Uuid, func, select, true, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import errors, nodes, settings
+from app import db, errors, nodes, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
 from app.models import Attempt, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
@@ -122,18 +123,31 @@ def tasks(
     state: TaskState | None = None,
     target: str | None = None,
     label: tuple[str, str] | None = None,
+    order: str = "newest",
     limit: int,
     after: str | None,
 ) -> Page[Task]:
-    """Tasks, newest first. Deleted ones only where that state is asked for."""
+    """Tasks in one of ORDERS. Deleted ones only where that state is asked for."""
     query = select(Task).where(Task.state == state if state else Task.state != TaskState.DELETED)
+    query = query.where(like(q=q, target=target, label=label))
+    if order == "next":  # which only those have that are not at an end
+        query = query.where(Task.next_run_at.is_not(None))
+        query = query if state else query.where(Task.state == TaskState.ACTIVE)
+    return _page(session, query, ORDERS[order], Task.id, limit, after)
+
+
+def like(
+    *, q: str | None = None, target: str | None = None, label: tuple[str, str] | None = None
+) -> ColumnElement[bool]:
+    """The condition on tasks that these filters mean."""
+    wanted: ColumnElement[bool] = true()
     if q:
-        query = query.where(Task.name.icontains(q, autoescape=True) | Task.description.icontains(q, autoescape=True))
+        wanted &= Task.name.icontains(q, autoescape=True) | Task.description.icontains(q, autoescape=True)
     if target:
-        query = query.where(Task.target == target)
+        wanted &= Task.target == target
     if label:
-        query = query.where(Task.labels.contains(dict([label])))
-    return _page(session, query, Task.created_at, Task.id, limit, after)
+        wanted &= Task.labels.contains(dict([label]))
+    return wanted
 
 
 def run(session: Session, run_id: UUID) -> RunDetail:
@@ -150,6 +164,7 @@ def runs(
     *,
     state: RunState | None = None,
     task_id: UUID | None = None,
+    target: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     limit: int,
@@ -161,12 +176,14 @@ def runs(
         query = query.where(Run.state == state)
     if task_id:
         query = query.where(Run.task_id == task_id)
+    if target:
+        query = query.where(Run.target == target)
     if since:
         query = query.where(Run.scheduled_for >= since)
     if until:
         # answers show whole milliseconds: the slot that one shows is within it
         query = query.where(Run.scheduled_for < until + timedelta(milliseconds=1))
-    return _page(session, query, Run.scheduled_for, Run.id, limit, after)
+    return _page(session, query, NEWEST_SLOT, Run.id, limit, after)
 
 
 def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
@@ -209,31 +226,93 @@ def cluster(session: Session, now: datetime) -> Cluster:
     )
 
 
+def find_task(session: Session, task_id: UUID) -> Task:
+    """Raises NotFound; a deleted task is found, for its runs' sake."""
+    found = session.get(Task, task_id)
+    if found is None:
+        raise errors.NotFound("There is no such task.")
+    return found
+
+
+def has_tasks(session: Session) -> bool:
+    """Whether there ever was a task."""
+    return bool(session.scalar(select(select(Task.id).exists())))
+
+
+def parameters(session: Session, target: str) -> list[Any] | None:
+    """What a target takes; None where nobody has told."""
+    return session.scalar(select(Target.parameters).where(Target.name == target))
+
+
+def outcomes(session: Session, task_ids: Collection[UUID], count: int) -> dict[UUID, list[str]]:
+    """The states of the last runs of each task, oldest first. One statement for all of them."""
+    if not task_ids:
+        return {}
+    wanted = db.rows("wanted", id=Uuid())
+    last = (
+        select(Run.task_id, Run.state, Run.scheduled_for)
+        .where(Run.task_id == wanted.c.id)
+        .order_by(Run.scheduled_for.desc())
+        .limit(count)
+        .lateral("last")
+    )
+    query = select(last.c.task_id, last.c.state).select_from(wanted).join(last, true())
+    found: dict[UUID, list[str]] = {task_id: [] for task_id in task_ids}
+    for row in db.execute(session, query.order_by(last.c.scheduled_for), db.arrays("wanted", id=task_ids)):
+        found[row.task_id].append(row.state)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """By what a list is sorted, and then by id, so that no two rows are equal."""
+
+    column: InstrumentedAttribute[Any]
+    ascending: bool
+    read: Callable[[str], Any]
+    """Makes a value of the column from its text in a cursor."""
+
+
+def _instant(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+ORDERS = {
+    "newest": Order(column=Task.created_at, ascending=False, read=_instant),
+    "next": Order(column=Task.next_run_at, ascending=True, read=_instant),
+    "name": Order(column=Task.name, ascending=True, read=str),
+}
+NEWEST_SLOT = Order(column=Run.scheduled_for, ascending=False, read=_instant)
+
+
 def _page(
     session: Session,
     query: Select[Row],
-    time: InstrumentedAttribute[datetime],
+    order: Order,
     key: InstrumentedAttribute[UUID],
     limit: int,
     after: str | None,
 ) -> Page[Row]:
-    """A page by keyset: newest first, strictly after the cursor's row, so that new rows shift nothing."""
+    """A page by keyset: strictly after the cursor's row, so that new rows shift nothing."""
     if after:
-        query = query.where(tuple_(time, key) < _decode(after))
-    found = session.scalars(query.order_by(time.desc(), key.desc()).limit(limit + 1)).all()
+        here, there = tuple_(order.column, key), _decode(after, order)
+        query = query.where(here > there if order.ascending else here < there)
+    by = (order.column, key) if order.ascending else (order.column.desc(), key.desc())
+    found = session.scalars(query.order_by(*by).limit(limit + 1)).all()
     items = list(found[:limit])
     if len(found) <= limit:
         return Page(items=items, next=None)
-    return Page(items=items, next=_encode(getattr(items[-1], time.key), items[-1].id))
+    return Page(items=items, next=_encode(getattr(items[-1], order.column.key), items[-1].id))
 
 
-def _encode(time: datetime, key: UUID) -> str:
-    return base64.urlsafe_b64encode(json.dumps([time.isoformat(), str(key)]).encode()).decode().rstrip("=")
+def _encode(value: Any, key: UUID) -> str:
+    text = value.isoformat() if isinstance(value, datetime) else value
+    return base64.urlsafe_b64encode(json.dumps([text, str(key)]).encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> tuple[Any, ...]:
+def _decode(cursor: str, order: Order) -> tuple[Any, ...]:
     try:
-        time, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return datetime.fromisoformat(time).astimezone(UTC), UUID(key)
+        value, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return order.read(value), UUID(key)
     except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as exc:
         raise errors.Invalid(errors={"after": ["Not a cursor that a list gave you as `next`."]}) from exc

@@ -206,6 +206,18 @@ class RunNowSchema(SizedSchema):
     kwargs = JsonObject(allow_none=True, load_default=None)
 
 
+class BackfillSchema(Schema):
+    """A span of the past; both ends count."""
+
+    since = Instant(required=True)
+    until = Instant(required=True)
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def _check_order(self, data: Fields, **_: Any) -> None:
+        if data["until"] < data["since"]:
+            raise ma.ValidationError("Must not be before since.", "until")
+
+
 class FailureSchema(Schema):
     """What went wrong in a target, or with its worker."""
 

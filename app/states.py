@@ -36,6 +36,23 @@ class RunState(StrEnum):
     """Recorded, never executed."""
 
 
+class Role(StrEnum):
+    """What the holder of a key may do. Each includes those before it."""
+
+    VIEWER = "viewer"
+    """Reads."""
+    OPERATOR = "operator"
+    """Runs, pauses, resumes, cancels, retries."""
+    EDITOR = "editor"
+    """Creates, changes, deletes."""
+    ADMIN = "admin"
+    """Manages keys, reads the audit log."""
+
+    def includes(self, other: "Role") -> bool:
+        roles = list(Role)
+        return roles.index(other) <= roles.index(self)
+
+
 class NodeKind(StrEnum):
     """What a process that tells of itself is."""
 

@@ -4,6 +4,7 @@ Each takes a session and `now`, and never commits. `fields` are what `schemas.Ta
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain, count, islice
 from typing import Any, Literal
@@ -144,10 +145,63 @@ def upcoming(session: Session, now: datetime, task_id: UUID, limit: int) -> list
     return [task.next_run_at, *islice(after, max(left - 1, 0))] if left > 0 else []
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a schedule means, before a task has it."""
+
+    description: str
+    slots: list[datetime]
+    warnings: list[str]
+
+
+def preview(now: datetime, schedule: Any, count: int) -> Preview:
+    """What a schedule would mean for a task that is registered now. Raises Invalid."""
+    table = schedules.Timetable(task_id=NOBODY, schedule=parse(schedule, now))
+    coming = list(islice(slots(table, now), count))
+    warnings = schedules.warnings(table, now=now)
+    if coming[0] <= now:  # of a time that has passed only that is to be said: it has no slot from now on to speak of
+        warnings = [] if isinstance(table.schedule, schedules.Now) else [PASSED]
+    return Preview(description=schedules.describe(table.schedule), slots=coming, warnings=warnings)
+
+
+def missing_slots(session: Session, now: datetime, task_id: UUID, since: datetime, until: datetime) -> list[datetime]:
+    """The past slots of a task, from `since` to `until`, that have no run. Raises Invalid where they are too many."""
+    task = _find(session, task_id)
+    table = dispatch.timetable(task, now)
+    past = list(islice(table.between(since - INSTANT, min(until, now)), MAX_BACKFILL + 1))
+    if len(past) > MAX_BACKFILL:
+        raise errors.Invalid(errors={"until": [f"These are more than {MAX_BACKFILL:,} slots; take a shorter span."]})
+    there = select(Run.scheduled_for).where(Run.task_id == task_id, Run.scheduled_for.between(since, until))
+    recorded = set(session.scalars(there))
+    # what is due and not fired yet is not missing: it is on its way
+    return [slot for slot in past if slot not in recorded and (task.next_run_at is None or slot < task.next_run_at)]
+
+
+def backfill(session: Session, now: datetime, task_id: UUID, missing: Sequence[datetime]) -> int:
+    """Records a run for each of these slots; `publish_pending` sends them. Returns how many are new.
+
+    The overlap policy is not asked: whoever fills in a day wants all of it.
+    """
+    task = _lock(session, task_id)
+    new = [
+        runs.NewRun(id=runs.identify(task.id, slot), task=task, slot=slot, trigger=Trigger.BACKFILL) for slot in missing
+    ]
+    return len(runs.record(session, now, new))
+
+
 def bucket(task_id: UUID) -> int:
     """The share of the tasks that a task belongs to: its id is random, so its low bits spread evenly."""
     return task_id.int % settings.load().PUNCTUAL_BUCKETS
 
+
+PASSED = "This time has passed: a task with it runs at once."
+MAX_BACKFILL = 1_000
+"""Runs that one backfill may make."""
+
+NOBODY = UUID(int=0)
+"""Stands in for the task that is not there yet."""
+
+INSTANT = timedelta(microseconds=1)
 
 _TAKEN = "This name is taken by another task."
 _NEVER = "This schedule has no slot from now on, so it would never fire."

@@ -98,9 +98,3 @@ def _name(schema: Any) -> str:
     """A schema's name in the document: its class's, without the last word."""
     cls = schema if isinstance(schema, type) else type(schema)
     return cls.__name__.removesuffix("Schema")
-
-
-@assets.get("/")
-def start() -> flask.typing.ResponseReturnValue:
-    """Where a browser begins, until there are pages: the API's own."""
-    return flask.redirect("/api/docs")

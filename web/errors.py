@@ -1,4 +1,7 @@
-"""The one handler: every error becomes `{"code", "status", "message", "errors"}`, with its status and headers."""
+"""The one handler: every error becomes `{"code", "status", "message", "errors"}`, with its status and headers.
+
+Where a page was asked for, a page says the same.
+"""
 
 import logging
 from http import HTTPStatus
@@ -7,6 +10,8 @@ import flask
 from werkzeug.exceptions import HTTPException
 
 from app import errors
+from web import auth
+from web.ui import session
 
 CODES = {error.status: error.code for error in errors.PunctualError.__subclasses__()}
 
@@ -53,6 +58,15 @@ def _from_framework(exc: HTTPException) -> flask.Response:
 
 
 def _answer(code: str, status: int, message: str, fields: errors.FieldErrors) -> flask.Response:
+    if _wants_page():
+        return flask.make_response(session.refuse(status, message, fields))
     response = flask.jsonify(code=code, status=status, message=message, errors=fields)
     response.status_code = status
     return response
+
+
+def _wants_page() -> bool:
+    """Whether a page was asked for; under an unknown address, whether it is a browser that asks."""
+    if flask.request.endpoint is not None or flask.request.path.startswith(auth.API):
+        return flask.request.blueprint == auth.PAGES
+    return flask.request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"

@@ -1,23 +1,32 @@
 """The web app: puts its parts together. gunicorn serves it as `web.main:app`, which is made at first use."""
 
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import flask
 
 from app import settings
-from web import auth, docs, errors
+from web import auth, docs, errors, ui
 from web.api import cluster, health, runs, schedules, targets, tasks
 
 RESOURCES = (tasks, runs, schedules, targets, cluster, health)
+
+SESSION_IDLE = timedelta(hours=12)
+"""A session that was not used for so long ends."""
 
 
 def create_app() -> flask.Flask:
     """A web app of its own. Ends the process with one line where the environment lacks what it needs."""
     auth.require_secrets()
-    app = flask.Flask("web", static_folder=None)
+    app = flask.Flask("web", static_folder=None, static_url_path="/static")
     secret = settings.load().SECRET_KEY
-    app.config["SECRET_KEY"] = secret.get_secret_value() if secret else None
+    app.config |= {
+        "SECRET_KEY": secret.get_secret_value() if secret else None,
+        "SESSION_COOKIE_NAME": "punctual",
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "PERMANENT_SESSION_LIFETIME": SESSION_IDLE,
+    }
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers keep the contract's order
     app.url_map.merge_slashes = False  # an address with a doubled slash is unknown, not redirected in HTML
     auth.register(app)
@@ -26,6 +35,7 @@ def create_app() -> flask.Flask:
     api = docs.register(app)
     for resource in RESOURCES:
         api.register_blueprint(resource.blp)
+    ui.register(app)
     return app
 
 

@@ -102,6 +102,12 @@ class CountQuerySchema(Schema):
     count = Digits(1, MAX_COUNT, load_default=5)
 
 
+class BackfilledSchema(Schema):
+    """What a backfill made."""
+
+    runs = fields.Integer(metadata={"description": "New runs; they start within seconds."})
+
+
 class BulkSchema(Schema):
     """Tasks to be registered together."""
 

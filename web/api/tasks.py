@@ -118,6 +118,18 @@ def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:
     return new, {"Location": flask.url_for("runs.show", run_id=new.id)}
 
 
+@blp.serves("POST", "/tasks/<uuid:task_id>/backfill")
+@blp.takes(schemas.BackfillSchema)
+@blp.gives(202, web_schemas.BackfilledSchema)
+@blp.refuses(404)
+def backfill(fields: Fields, task_id: UUID) -> Fields:
+    """Runs a task for its past slots that have no run."""
+    with db.transaction() as session:
+        now = db.now(session)
+        missing = tasks.missing_slots(session, now, task_id, **fields)
+        return {"runs": tasks.backfill(session, now, task_id, missing)}
+
+
 @blp.serves("GET", "/tasks/<uuid:task_id>/upcoming")
 @blp.takes(web_schemas.CountQuerySchema, "query")
 @blp.gives(200, web_schemas.SlotsSchema)

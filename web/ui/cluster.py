@@ -1,0 +1,22 @@
+"""The cluster: beats, workers, queues, targets, and what was set aside."""
+
+import flask
+
+from app import broker, db, nodes, queries, settings
+from web.ui.pages import blp, page
+
+
+@blp.get("/cluster")
+def cluster() -> flask.Response:
+    """Shows who is there and what waits."""
+    with db.transaction() as session:
+        found = queries.cluster(session, db.now(session))
+        targets = queries.targets(session)
+    return page(
+        "cluster",
+        cluster=found,
+        targets=targets,
+        depths=broker.depths(queue.name for queue in found.queues),  # after the transaction: it goes over the network
+        present_for=nodes.PRESENT,
+        buckets=settings.load().PUNCTUAL_BUCKETS,
+    )

@@ -1,0 +1,262 @@
+"""The form of a task: its fields, what the contract makes of them, and where an error belongs."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import flask
+from flask_wtf import FlaskForm
+from wtforms import BooleanField, HiddenField, RadioField, SelectField, StringField, TextAreaField
+
+from app import errors
+from app.fields import number
+from app.models import Task
+from app.states import Catchup, Overlap
+from web.ui import reading
+
+KINDS = {
+    "cron": "Cron",
+    "interval": "Interval",
+    "once": "Once",
+    "rrule": "RRULE",
+    "now": "Now",
+}
+UNITS = {"1": "seconds", "60": "minutes", "3600": "hours", "86400": "days"}
+ARGUMENT = "kw-"
+"""What the names of fields for one argument begin with."""
+
+WITHIN: dict[tuple[str, ...], str] = {
+    ("catchup", "policy"): "catchup_policy",
+    ("catchup", "window"): "catchup_window",
+    ("retry", "max_attempts"): "max_attempts",
+    ("retry", "backoff"): "backoff",
+    ("retry", "backoff_max"): "backoff_max",
+    ("retry", "jitter"): "backoff_jitter",
+}
+"""Where the contract nests a field."""
+
+
+class TaskForm(FlaskForm):  # type: ignore[misc]
+    """A task to register or to change."""
+
+    name = StringField("Name")
+    description = StringField("Description")
+    labels = TextAreaField("Labels")
+    target = StringField("Target")
+    args = TextAreaField("Positional arguments")
+    kwargs = TextAreaField("Other arguments by name")
+    kind = RadioField("Schedule", choices=[*KINDS.items()], default="cron")
+    timezone = StringField("Time zone", default="UTC")
+    expression = StringField("Expression", default="0 9 * * MON-FRI")
+    every = StringField("Every", default="15")
+    unit = SelectField("Unit", choices=[*UNITS.items()], default="60")
+    anchor = StringField("Counted from")
+    at = StringField("At")
+    rule = StringField("Rule", default="FREQ=MONTHLY;BYDAY=-1FR")
+    starts = StringField("First day and time")
+    starts_at = StringField("Not before")
+    ends_at = StringField("Not after")
+    max_runs = StringField("Runs at most")
+    jitter = StringField("Spread over", default="0")
+    queue = StringField("Queue", default="default")
+    priority = StringField("Priority", default="5")
+    timeout = StringField("Time limit", default="300")
+    overlap = SelectField("While the last run goes on", choices=[str(each) for each in Overlap], default="skip")
+    catchup_policy = SelectField("After an outage", choices=[str(each) for each in Catchup], default="latest")
+    catchup_window = StringField("Look back")
+    max_attempts = StringField("Attempts", default="1")
+    backoff = StringField("First pause", default="5")
+    backoff_max = StringField("Longest pause", default="600")
+    backoff_jitter = BooleanField("Draw the pause at random", default=True)
+    pause_after_failures = StringField("Pause after failures in a row")
+    version = HiddenField()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.typed_arguments: Mapping[str, str] = flask.request.form
+        """The fields of single arguments, which are the target's and not the form's."""
+        self.shown_arguments: frozenset[str] = frozenset()
+        self.argument_problems: dict[str, list[str]] = {}
+        self.other_problems: list[str] = []
+
+    def given(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the form asks for, as a client would send it. Raises Invalid where a field cannot be read."""
+        zone = self.text("timezone") or "UTC"
+        return {
+            "name": self.text("name") or None,
+            "description": self.text("description"),
+            "labels": _labels(self.text("labels")),
+            "target": self.text("target"),
+            "args": reading.parsed(self.text("args") or "[]", "args"),
+            "kwargs": self.arguments(parameters),
+            "queue": self.text("queue") or "default",
+            "priority": _number(self.text("priority"), 5),
+            "schedule": self.schedule(),
+            "starts_at": reading.instant(self.text("starts_at"), zone, "starts_at"),
+            "ends_at": reading.instant(self.text("ends_at"), zone, "ends_at"),
+            "max_runs": _number(self.text("max_runs"), None),
+            "jitter": _number(self.text("jitter"), 0),
+            "overlap": self.text("overlap"),
+            "catchup": {
+                "policy": self.text("catchup_policy"),
+                "window": _number(self.text("catchup_window"), None),
+            },
+            "retry": {
+                "max_attempts": _number(self.text("max_attempts"), 1),
+                "backoff": _number(self.text("backoff"), 5),
+                "backoff_max": _number(self.text("backoff_max"), 600),
+                "jitter": bool(self.backoff_jitter.data),
+            },
+            "timeout": _number(self.text("timeout"), 300),
+            "pause_after_failures": _number(self.text("pause_after_failures"), None),
+        }
+
+    def schedule(self) -> dict[str, Any]:
+        """The schedule alone. Raises Invalid."""
+        zone = self.text("timezone") or "UTC"
+        match self.text("kind"):
+            case "cron":
+                reading.place(zone)
+                return {"type": "cron", "expression": self.text("expression"), "timezone": zone}
+            case "interval":
+                every = _number(self.text("every"), None)
+                size = int(self.text("unit") or 1)
+                anchor = reading.instant(self.text("anchor"), zone, "anchor")
+                seconds = every * size if isinstance(every, int | float) else every
+                return {"type": "interval", "every": seconds} | ({"anchor": anchor} if anchor else {})
+            case "once":
+                return {"type": "once", "at": reading.instant(self.text("at"), zone, "at")}
+            case "rrule":
+                starts = reading.instant(self.text("starts"), zone, "starts")
+                return {"type": "rrule", "rule": self.text("rule"), "starts": starts, "timezone": zone}
+            case _:
+                return {"type": "now"}
+
+    def arguments(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The arguments by name: each from its own field, the others from the JSON."""
+        others = reading.parsed(self.text("kwargs") or "{}", "kwargs")
+        if not isinstance(others, dict):
+            raise errors.Invalid(errors={"kwargs": ["Must be an object."]})
+        by_field = {
+            each["name"]: reading.value(text, each["annotation"])
+            for each in parameters
+            if (text := self.typed(each["name"])).strip()
+        }
+        return others | by_field
+
+    def typed(self, name: str) -> str:
+        """What stands in the field of one argument."""
+        return str(self.typed_arguments.get(ARGUMENT + name, ""))
+
+    def text(self, name: str) -> str:
+        value = self[name].data
+        return value.strip() if isinstance(value, str) else ""
+
+    def blame(self, problems: errors.FieldErrors) -> None:
+        """Puts each problem to its field; what belongs to none is said above the form."""
+        for path, sentence in flat((), problems):
+            name = _field(path)
+            if path[0] == "kwargs" and len(path) > 1 and path[1] in self.shown_arguments:
+                self.argument_problems.setdefault(path[1], []).append(sentence)
+            elif name in self:
+                self[name].errors = [*self[name].errors, sentence]
+            else:
+                self.other_problems.append(f"{'.'.join(path)}: {sentence}")
+
+
+def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
+    """The form as a task would have been typed."""
+    schedule = task.schedule
+    zone = schedule.get("timezone") or "UTC"
+    size, every = _every(schedule.get("every"))
+    known = {each["name"]: each["annotation"] for each in parameters}
+    own = {name: value for name, value in task.kwargs.items() if name in known}
+    others = {name: value for name, value in task.kwargs.items() if name not in known}
+    form = TaskForm(
+        data={
+            "name": task.name,
+            "description": task.description,
+            "labels": "\n".join(f"{key}: {value}" for key, value in task.labels.items()),
+            "target": task.target,
+            "args": json.dumps(task.args) if task.args else "",
+            "kwargs": json.dumps(others, indent=2, ensure_ascii=False) if others else "",
+            "kind": schedule["type"],
+            "timezone": zone,
+            "expression": schedule.get("expression", ""),
+            "every": every,
+            "unit": size,
+            "anchor": _local(schedule.get("anchor"), zone),
+            "at": _local(schedule.get("at"), zone),
+            "rule": schedule.get("rule", ""),
+            "starts": _local(schedule.get("starts"), zone),
+            "starts_at": reading.local(task.starts_at, zone),
+            "ends_at": reading.local(task.ends_at, zone),
+            "max_runs": _text(task.max_runs),
+            "jitter": _text(number(task.jitter)),
+            "queue": task.queue,
+            "priority": _text(task.priority),
+            "timeout": _text(number(task.timeout)),
+            "overlap": task.overlap,
+            "catchup_policy": task.catchup_policy,
+            "catchup_window": "" if task.catchup_window is None else _text(number(task.catchup_window)),
+            "max_attempts": _text(task.max_attempts),
+            "backoff": _text(number(task.backoff)),
+            "backoff_max": _text(number(task.backoff_max)),
+            "backoff_jitter": task.backoff_jitter,
+            "pause_after_failures": _text(task.pause_after_failures),
+            "version": _text(task.version),
+        }
+    )
+    form.typed_arguments = {ARGUMENT + name: reading.typed(value, known[name]) for name, value in own.items()}
+    return form
+
+
+def _labels(text: str) -> dict[str, str]:
+    """`team: billing`, one on each line."""
+    pairs = (line.partition(":") for line in text.splitlines() if line.strip())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _number(text: str, otherwise: float | None) -> Any:
+    """A number where it is one; else the text, which the contract then refuses in its own words."""
+    if not text:
+        return otherwise
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _every(seconds: float | None) -> tuple[str, str]:
+    """The largest unit that divides an interval, and how many of it that is."""
+    if seconds is None:
+        return "60", "15"
+    size = next((each for each in reversed(UNITS) if seconds % int(each) == 0), "1")
+    return size, _text(number(timedelta(seconds=seconds / int(size))))
+
+
+def _local(instant: str | None, zone: str) -> str:
+    return "" if instant is None else reading.local(datetime.fromisoformat(instant), zone)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def flat(path: tuple[str, ...], problems: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(problems, Mapping):
+        for name, inner in problems.items():
+            yield from flat((*path, str(name)), inner)
+    else:
+        for sentence in problems:
+            yield path, str(sentence)
+
+
+def _field(path: tuple[str, ...]) -> str:
+    """The name of the field that a problem's path means."""
+    if path[0] == "schedule":
+        return path[1] if len(path) > 1 else "kind"
+    return WITHIN.get(path[:2], path[0])

@@ -1,0 +1,37 @@
+"""The overview: is the promise kept, what runs, what comes, what failed, who is there."""
+
+from datetime import timedelta
+from typing import Any
+
+import flask
+
+from app import broker, db, nodes, queries, summaries
+from app.states import RunState, TaskState
+from web.ui import charts
+from web.ui.pages import blp, page
+
+SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+SHOWN = 8
+"""Rows of each short list."""
+
+
+@blp.get("/")
+def overview() -> flask.Response:
+    """Shows how it goes."""
+    with db.transaction() as session:
+        now = db.now(session)
+        shown: dict[str, Any] = {
+            "now": now,
+            "promises": {name: summaries.promise(session, now, span) for name, span in SPANS.items()},
+            "running": queries.runs(session, state=RunState.RUNNING, limit=SHOWN, after=None).items,
+            "failed": queries.runs(session, state=RunState.FAILED, limit=SHOWN, after=None).items,
+            "coming": queries.tasks(session, state=TaskState.ACTIVE, order="next", limit=SHOWN, after=None).items,
+            "cluster": queries.cluster(session, now),
+            "is_new": not queries.has_tasks(session),
+        }
+        minutes = summaries.minutes(session, now)
+    shown["outcomes"] = charts.outcomes(minutes)
+    shown["latenesses"] = charts.latenesses(minutes)
+    shown["depths"] = broker.depths(queue.name for queue in shown["cluster"].queues)
+    shown["present"] = [node for node in shown["cluster"].beats if now - node.seen_at < nodes.PRESENT]
+    return page("overview", **shown)

@@ -1,0 +1,127 @@
+"""What every page is made of: the blueprint, how a page or a part of it is shown, and the way back after an action.
+
+A page's template has one block `live`: the part that changes. The script asks for that alone, by the header
+`X-Part`, so that a refresh is the same view and costs one small answer, or none where nothing has changed.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import flask
+import jinja2
+from flask_bootstrap import Bootstrap5
+from flask_wtf import CSRFProtect
+from flask_wtf.csrf import CSRFError
+
+from app import errors
+from web import auth
+from web.ui import showing
+
+HERE = Path(__file__).parent
+PART = "X-Part"
+"""The header that names the block of the template that is wanted."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; "  # Bootstrap's arrows and ticks are data
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+blp = flask.Blueprint(
+    "ui", __name__, template_folder=str(HERE / "templates"), static_folder=str(HERE / "static"), static_url_path="/ui"
+)
+csrf = CSRFProtect()
+
+
+def register(app: flask.Flask) -> None:
+    """Adds the pages to `app`."""
+    app.config |= {
+        "BOOTSTRAP_SERVE_LOCAL": True,
+        "BOOTSTRAP_ICON_SIZE": "1em",
+        "WTF_CSRF_CHECK_DEFAULT": False,  # the API has no cookies to be abused; `protect` below checks the pages
+        "WTF_CSRF_TIME_LIMIT": None,  # a form that stood open over lunch is as good as the session
+    }
+    Bootstrap5(app)
+    csrf.init_app(app)
+    app.jinja_env.undefined = jinja2.StrictUndefined
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.filters |= showing.FILTERS
+    app.jinja_env.globals |= showing.GLOBALS | {"may": auth.may, "url_with": url_with}
+    app.register_blueprint(blp)
+    app.jinja_env.globals["ui"] = app.jinja_env.get_template("ui/_macros.html").module
+
+
+@blp.before_request
+def protect() -> None:
+    """Refuses what a page of somebody else has sent. Raises Malformed."""
+    try:
+        csrf.protect()
+    except CSRFError as exc:
+        raise errors.Malformed("This form is not of your session any more: go back, reload it, send it again.") from exc
+
+
+@blp.after_request
+def harden(response: flask.Response) -> flask.Response:
+    """Lets a page load nothing but ours, and nobody frame it."""
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Referrer-Policy"] = "same-origin"
+    if flask.request.endpoint != "ui.static":
+        response.headers["Cache-Control"] = "no-cache, private"
+        response.vary.add(PART)
+        response.vary.add("Cookie")
+    return response
+
+
+def page(template: str, status: int = 200, **shown: Any) -> flask.Response:
+    """A page, or the part of it that the request names."""
+    app = flask.current_app
+    found = app.jinja_env.get_template(f"ui/{template}.html")
+    part = flask.request.headers.get(PART)
+    shown |= {"page": template}
+    if part in found.blocks:
+        app.update_template_context(shown)
+        text = "".join(found.blocks[part](found.new_context(shown)))
+    else:
+        text = flask.render_template(found, **shown)
+    response = flask.make_response(text, status)
+    if flask.request.method == "GET" and status == 200:  # noqa: PLR2004
+        response.add_etag()
+        response.make_conditional(flask.request)
+    return response
+
+
+def done(said: str, otherwise: str) -> flask.Response:
+    """Says what was done, on the page that the form stood on; `otherwise` where it does not say which."""
+    flask.flash(said)
+    return _see(flask.request.form.get("back"), otherwise)
+
+
+def _see(back: str | None, otherwise: str) -> flask.Response:
+    # werkzeug's redirect is a plain response
+    return flask.make_response(flask.redirect(local(back) or otherwise, 303))
+
+
+def local(address: str | None) -> str | None:
+    """An address of ours, or None: a form must not lead a person to another host."""
+    if not address or not address.startswith("/") or address.startswith(("//", "/\\")):
+        return None
+    return address if not urlsplit(address).netloc and address.isprintable() else None
+
+
+def url_with(**changes: Any) -> str:
+    """This page's address with some of its query changed; None takes one out."""
+    query = {name: value for name, value in flask.request.args.items() if value} | changes
+    given = {name: value for name, value in query.items() if value is not None}
+    return flask.url_for(flask.request.endpoint or "ui.overview", **(flask.request.view_args or {}), **given)
+
+
+def lines(problems: Any, prefix: str = "") -> Iterator[str]:
+    """Problems of fields, however deep, as sentences that name the field."""
+    if isinstance(problems, dict):
+        for name, inner in problems.items():
+            yield from lines(inner, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        for sentence in problems:
+            yield f"{prefix}: {sentence}" if prefix else str(sentence)

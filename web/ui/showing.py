@@ -1,0 +1,171 @@
+"""How values look on a page: durations, numbers, JSON, the words of a schedule. Pure."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from markupsafe import Markup, escape
+
+from app import clock, errors, fields, policies, schedules
+from app.schedules import zones
+from app.states import Reason, RunState, TaskState
+
+TONES = {
+    RunState.PENDING: "wait",
+    RunState.QUEUED: "wait",
+    RunState.RUNNING: "busy",
+    RunState.RETRYING: "warn",
+    RunState.SUCCEEDED: "good",
+    RunState.FAILED: "bad",
+    RunState.CANCELLED: "quiet",
+    RunState.SKIPPED: "quiet",
+    Reason.TIMEOUT: "bad",
+    Reason.LOST: "bad",
+    Reason.REJECTED: "bad",
+    TaskState.ACTIVE: "good",
+    TaskState.PAUSED: "warn",
+    TaskState.COMPLETED: "quiet",
+    TaskState.DELETED: "quiet",
+}
+"""The colour of a state, by what it asks of a person; each has a sign of its own too, as not all see colours."""
+
+SIGNS = {"good": "✓", "bad": "✕", "warn": "↻", "busy": "▸", "wait": "·", "quiet": "\N{EN DASH}"}
+
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+NOTHING = "\N{EN DASH}"
+ICONS = "/bootstrap/static/icons/bootstrap-icons.svg"
+SHORT = 10
+"""Below so many seconds a duration shows its fraction."""
+
+
+def tone(state: str) -> str:
+    return TONES.get(state, "quiet")  # type: ignore[call-overload,no-any-return]
+
+
+def time(instant: datetime | None, shown: str = "ago") -> Markup:
+    """An instant: exact in UTC as it is sent, then as the script shows it: `ago`, `in`, `clock` or `both`."""
+    if instant is None:
+        return Markup('<span class="none">{}</span>').format(NOTHING)
+    return Markup('<time datetime="{}" data-as="{}">{}</time>').format(fields.instant(instant), shown, exact(instant))
+
+
+def exact(instant: datetime, zone: str = "UTC") -> str:
+    """An instant as a zone's clocks show it."""
+    return f"{zones.wall(instant, ZoneInfo(zone)):%a %Y-%m-%d %H:%M:%S} {zone}"
+
+
+def duration(value: timedelta | float | None) -> str:
+    """A duration, or milliseconds, in one or two units: `12 ms`, `4.2 s`, `3 min 20 s`, `2 d 4 h`."""
+    if value is None:
+        return NOTHING
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value / 1000
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if abs(seconds) < SHORT:
+        return f"{seconds:.1f} s"
+    left = round(abs(seconds))
+    parts = []
+    for size, name in UNITS:
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {name}")
+    return ("-" if seconds < 0 else "") + " ".join(parts[:2])
+
+
+def lateness(run: Any) -> timedelta | None:
+    """From the slot to the first start; None before that."""
+    started: datetime | None = run.started_at
+    if started is None:
+        return None
+    late: timedelta = started - run.scheduled_for
+    return late
+
+
+def took(run: Any) -> timedelta | None:
+    """From the current attempt's start to its end, or to now."""
+    if run.attempt_started_at is None or run.attempt_started_at > (run.finished_at or clock.now()):
+        return None
+    span: timedelta = (run.finished_at or clock.now()) - run.attempt_started_at
+    return span
+
+
+def is_late(run: Any) -> bool:
+    """Whether the promise was broken for it."""
+    late = lateness(run)
+    return late is not None and late > policies.GRACE
+
+
+def words(task: Any) -> str:
+    """A task's schedule in words."""
+    try:
+        return schedules.describe(schedules.parse(task.schedule, now=task.created_at))
+    except (errors.Invalid, ValueError, OverflowError):
+        return "a schedule that cannot be read"  # one that an older release wrote
+
+
+def tick_age(beat: Any, now: datetime) -> timedelta:
+    """How long ago a beat's last tick was, as far as it has told."""
+    told = timedelta(seconds=beat.details["last_tick_age"])
+    seen: datetime = beat.seen_at
+    return max(now - seen, timedelta(0)) + told
+
+
+def count(number: int | None, noun: str = "") -> str:
+    """`1 run`, `12,000 runs`."""
+    if number is None:
+        return NOTHING
+    return f"{number:,}" if not noun else f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(share: float | None) -> str:
+    """Rounded down: 99.99 % of runs in time are not all of them."""
+    if share is None:
+        return NOTHING
+    whole = int(share * 10_000) / 100
+    return f"{whole:g} %"
+
+
+def pretty(value: Any) -> str:
+    """JSON, readable."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def icon(name: str) -> Markup:
+    """An icon that says nothing by itself: there is a word beside it, or a label around it."""
+    return Markup('<svg class="bi" aria-hidden="true"><use href="{}#{}"/></svg>').format(ICONS, name)
+
+
+def marks(states: Sequence[str]) -> Markup:
+    """The last outcomes of a task as small marks, oldest first."""
+    each = Markup('<i class="mark {}">{}</i>')
+    drawn = Markup("").join(each.format(tone(state), SIGNS[tone(state)]) for state in states)
+    told = ", ".join(str(state) for state in states) or "no run yet"
+    return Markup('<span class="marks" role="img" aria-label="{}">{}</span>').format(told, drawn)
+
+
+def badge(state: str) -> Markup:
+    """A state: a sign, its word, a colour."""
+    kind = tone(state)
+    return Markup('<span class="state {}"><i aria-hidden="true">{}</i> {}</span>').format(
+        kind, SIGNS[kind], escape(str(state))
+    )
+
+
+FILTERS = {
+    "ago": time,
+    "duration": duration,
+    "lateness": lateness,
+    "took": took,
+    "is_late": is_late,
+    "words": words,
+    "count": count,
+    "percent": percent,
+    "pretty": pretty,
+    "exact": exact,
+    "tick_age": tick_age,
+    "tone": tone,
+}
+
+GLOBALS = {"badge": badge, "icon": icon, "marks": marks, "time": time}

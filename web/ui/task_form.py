@@ -1,0 +1,176 @@
+"""Registering and changing a task: the form, and what it would mean while one types."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import flask
+from sqlalchemy.orm import Session
+
+from app import bell, db, errors, queries, schemas, signatures, tasks
+from app.models import Task
+from app.schedules import zones
+from app.states import Role
+from web import auth
+from web.ui import forms, showing
+from web.ui.pages import blp, page
+
+SLOTS = 5
+COMPARED = 25
+"""Slots of the old and the new schedule that are held against each other."""
+
+EXAMPLES = {
+    "cron": [
+        ("*/5 * * * *", "every 5 minutes"),
+        ("0 9 * * MON-FRI", "weekdays at 9"),
+        ("0 0 L * *", "month's end"),
+    ],
+    "rrule": [("FREQ=MONTHLY;BYDAY=-1FR", "last Friday"), ("FREQ=WEEKLY;INTERVAL=2;BYDAY=MO", "every other Monday")],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What the form as it stands would mean."""
+
+    words: str
+    slots: list[tuple[datetime, str]]
+    """Each with what the clocks of the form's zone show."""
+    warnings: list[str]
+    added: list[datetime]
+    removed: list[datetime]
+    problems: list[str]
+
+
+@blp.get("/tasks/new")
+@auth.needs(Role.EDITOR)
+def new_task() -> flask.Response:
+    """Asks for a task; `like` names one to begin from."""
+    like = flask.request.args.get("like", "")
+    with db.transaction() as session:
+        if like:
+            model = queries.task(session, queries.task_id(session, like))
+            form = forms.filled(model, _named(session, model.target))
+            form.name.data = f"{model.name}-copy"
+        else:
+            form = forms.TaskForm(data={"target": flask.request.args.get("target", "")})
+        return _show(session, form, None)
+
+
+@blp.post("/tasks/new")
+@auth.needs(Role.EDITOR)
+def create_task() -> flask.Response:
+    """Registers a task."""
+    return _save(None)
+
+
+@blp.get("/tasks/<uuid:task_id>/edit")
+@auth.needs(Role.EDITOR)
+def edit_task(task_id: UUID) -> flask.Response:
+    """Asks for the changes of a task."""
+    with db.transaction() as session:
+        task = queries.task(session, task_id)
+        return _show(session, forms.filled(task, _named(session, task.target)), task)
+
+
+@blp.post("/tasks/<uuid:task_id>/edit")
+@auth.needs(Role.EDITOR)
+def change_task(task_id: UUID) -> flask.Response:
+    """Changes a task."""
+    return _save(task_id)
+
+
+def _save(task_id: UUID | None) -> flask.Response:
+    """Saves the form, or shows it again: with what is wrong, or with what it would mean where only that was asked."""
+    form = forms.TaskForm()
+    with db.transaction() as session:
+        parameters = _named(session, form.text("target"))
+        old = queries.task(session, task_id) if task_id else None
+    form.shown_arguments = frozenset(each["name"] for each in parameters)
+    if "save" in flask.request.form:
+        try:
+            task = _write(form, parameters, task_id)
+        except (errors.Invalid, errors.Conflict) as exc:
+            form.blame(exc.errors or {"name": [exc.message]})
+        else:
+            bell.ring(task.bucket)
+            flask.flash(f"{task.name} is saved." if task_id else f"{task.name} is registered.")
+            return flask.make_response(flask.redirect(flask.url_for("ui.show_task", task_id=task.id), 303))
+    with db.transaction() as session:
+        return _show(session, form, old, status=422 if form_has_problems(form) else 200)
+
+
+def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]], task_id: UUID | None) -> Task:
+    given = form.given(parameters)
+    with db.transaction() as session:
+        now = db.now(session)
+        if task_id is None:
+            return tasks.create(session, now, schemas.load(schemas.TaskSchema(), given))
+        old = schemas.TaskSchema().dump(queries.task(session, task_id))
+        # only what differs is a change: a schedule that is named counts anew from now
+        changed = {name: value for name, value in given.items() if value is not None and value != old[name]}
+        changed |= {name: None for name, value in given.items() if value is None and old[name] is not None}
+        fields = schemas.load(schemas.TaskChangeSchema(), changed)
+        version = form.text("version")
+        return tasks.change(session, now, task_id, fields, version=int(version) if version.isdigit() else None)
+
+
+def _show(session: Session, form: forms.TaskForm, task: Task | None, status: int = 200) -> flask.Response:
+    offered = queries.targets(session)
+    target = next((each.target for each in offered if each.target.name == form.text("target")), None)
+    parameters = _fields(target.parameters if target else None)
+    form.shown_arguments = frozenset(each["name"] for each in parameters)
+    return page(
+        "task_form",
+        status=status,
+        form=form,
+        task=task,
+        targets=offered,
+        target=target,
+        parameters=parameters,
+        outlook=_outlook(form, task, db.now(session)),
+        zones=sorted(zones.names()),
+        examples=EXAMPLES,
+        prefix=forms.ARGUMENT,
+    )
+
+
+def _outlook(form: forms.TaskForm, task: Task | None, now: datetime) -> Outlook:
+    """The words, the next slots and the warnings of the schedule that the form holds right now."""
+    zone = form.text("timezone") or "UTC"
+    try:
+        plan = tasks.preview(now, form.schedule(), COMPARED)
+        shown = [(slot, showing.exact(slot, zone)) for slot in plan.slots[:SLOTS]]
+    except errors.Invalid as exc:
+        said = [sentence for _, sentence in forms.flat((), exc.errors)]
+        return Outlook(words="", slots=[], warnings=[], added=[], removed=[], problems=said)
+    added, removed = _difference(task, plan.slots, now)
+    return Outlook(
+        words=plan.description, slots=shown, warnings=plan.warnings, added=added, removed=removed, problems=[]
+    )
+
+
+def _difference(task: Task | None, new: list[datetime], now: datetime) -> tuple[list[datetime], list[datetime]]:
+    """Which of the next slots an edit adds, and which it takes away, as far as both are known."""
+    if task is None or task.next_run_at is None:
+        return [], []
+    old = tasks.preview(now, task.schedule, COMPARED).slots
+    end = min(max(old), max(new)) if len(old) == len(new) == COMPARED else max(old + new)
+    added = sorted(slot for slot in set(new) - set(old) if slot <= end)
+    removed = sorted(slot for slot in set(old) - set(new) if slot <= end)
+    return added[:SLOTS], removed[:SLOTS]
+
+
+def form_has_problems(form: forms.TaskForm) -> bool:
+    return bool(form.errors or form.argument_problems or form.other_problems)
+
+
+def _named(session: Session, target: str) -> list[Mapping[str, Any]]:
+    """The parameters of a target that have a field each."""
+    return _fields(queries.parameters(session, target))
+
+
+def _fields(parameters: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    return [each for each in parameters or [] if each["kind"] in signatures.NAMED]

@@ -1,0 +1,126 @@
+"""The week ahead as a heat map, and calendars for other programs."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import flask
+from itsdangerous import BadSignature, URLSafeSerializer
+
+from app import db, errors, forecast, queries, tasks
+from app.models import Task
+from app.states import TaskState
+from web import auth
+from web import schemas as web_schemas
+from web.ui import reading, showing
+from web.ui.pages import blp, page
+
+DAYS = 7
+EVENTS = 50
+"""Slots in the calendar of a task."""
+
+FOLD = 73
+"""Octets of a calendar's line, after which it goes on in the next one."""
+
+
+@blp.get("/week")
+def week() -> flask.Response:
+    """Shows how much falls on each hour of the next seven days."""
+    asked = {name: value for name, value in flask.request.args.items() if value}
+    wanted, problems = reading.filters(web_schemas.TasksQuerySchema(), asked)
+    named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
+    with db.transaction() as session:
+        found = forecast.forecast(session, db.now(session), DAYS, queries.like(**named))
+        targets = [each.target.name for each in queries.targets(session)]
+    loads = found.loads()
+    chosen = asked.get("hour", "")
+    hour = int(chosen) if chosen.isdigit() and int(chosen) < found.count else None
+    return page(
+        "week",
+        found=found,
+        rows=list(_rows(found, loads)),
+        total=sum(loads),
+        asked=asked,
+        problems=problems,
+        targets=targets,
+        hour=hour,
+        hour_at=None if hour is None else found.start + timedelta(hours=hour),
+        due=[] if hour is None else found.at(hour),
+    )
+
+
+@blp.get("/calendar/<token>.ics")
+def calendar(token: str) -> flask.Response:
+    """The next slots of a task for a program that has no session: the address itself is the key to it."""
+    try:
+        given = _signer().loads(token)
+    except BadSignature as exc:
+        raise errors.NotFound from exc
+    task_id = UUID(given)
+    with db.transaction() as session:
+        task = queries.task(session, task_id)
+        now = db.now(session)
+        coming = tasks.upcoming(session, now, task_id, EVENTS) if task.state == TaskState.ACTIVE else []
+    text = "".join(f"{each}\r\n" for each in _calendar(task, coming, now))
+    return flask.Response(text, content_type="text/calendar; charset=utf-8")
+
+
+def calendar_address(task: Task) -> str:
+    """Where a task's calendar is. Another administrator's key or SECRET_KEY makes it void."""
+    return flask.url_for("ui.calendar", token=_signer().dumps(str(task.id)), _external=True)
+
+
+def _signer() -> URLSafeSerializer:
+    return URLSafeSerializer(auth.fingerprint(), salt="calendar")
+
+
+def _rows(found: forecast.Forecast, loads: list[int]) -> Iterator[dict[str, Any]]:
+    """A row per day, with 24 hours each; hours of the first day that are over stand empty."""
+    top = max(loads, default=0)
+    lead = found.start.hour
+    for day in range(DAYS + bool(lead)):
+        date = (found.start - timedelta(hours=lead) + timedelta(days=day)).date()
+        hours = range(day * 24 - lead, day * 24 - lead + 24)
+        yield {"date": date, "hours": [_cell(hour, loads, top) for hour in hours]}
+
+
+def _cell(hour: int, loads: list[int], top: int) -> dict[str, Any] | None:
+    if not 0 <= hour < len(loads):
+        return None
+    level = 0 if not loads[hour] else min(4, 1 + loads[hour] * 4 // (top + 1))
+    return {"number": hour, "load": loads[hour], "level": level}
+
+
+def _calendar(task: Task, slots: list[datetime], now: datetime) -> Iterator[str]:
+    """RFC 5545."""
+    yield from ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//Punctual//EN")
+    yield from _folded(f"X-WR-CALNAME:{_escaped(task.name)}")
+    for slot in slots:
+        yield "BEGIN:VEVENT"
+        yield from _folded(f"UID:{task.id}-{slot:%Y%m%dT%H%M%SZ}@punctual")
+        yield f"DTSTAMP:{now:%Y%m%dT%H%M%SZ}"
+        yield f"DTSTART:{slot:%Y%m%dT%H%M%SZ}"
+        yield f"DURATION:PT{max(1, round(task.timeout.total_seconds()))}S"
+        yield from _folded(f"SUMMARY:{_escaped(task.name)}")
+        yield from _folded(f"DESCRIPTION:{_escaped(f'{task.target}: {showing.words(task)}')}")
+        yield "TRANSP:TRANSPARENT"
+        yield "END:VEVENT"
+    yield "END:VCALENDAR"
+
+
+def _escaped(text: str) -> str:
+    for sign in ("\\", ";", ","):
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("\r\n", "\\n").replace("\n", "\\n").replace("\r", "\\n")
+
+
+def _folded(line: str) -> Iterator[str]:
+    """A line in pieces of FOLD octets, never within a character."""
+    piece = ""
+    for character in line:
+        if len((piece + character).encode()) > FOLD:
+            yield piece
+            piece = " "
+        piece += character
+    yield piece
