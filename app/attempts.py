@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from app import errors, keys, retry
+from app import errors, keys, retry, summaries
 from app.messages import Ticket
 from app.models import Attempt, Run, Task
 from app.states import Reason, RunState, TaskState
@@ -110,6 +110,7 @@ def run_again(session: Session, run_id: UUID) -> Run:
     _keep_attempt(session, keys.ticket(run), run.error, _outcome(Reason(run.reason or Reason.ERROR)))
     values = {"state": RunState.RETRYING, "retry_at": func.statement_timestamp(), "finished_at": None}
     session.execute(update(Run).where(*keys.fence(keys.ticket(run))).values(values))
+    summaries.reopen(session, [run.scheduled_for])  # it had ended, and so may have its minute
     session.refresh(run)
     return run
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -25,6 +26,7 @@ from app import states
 
 JSON = dict[str, Any]
 OPEN_STATES = ", ".join(f"'{state}'" for state in sorted(states.OPEN))
+OTHERWISE_STATES = ", ".join(f"'{state}'" for state in sorted(states.OTHERWISE))
 
 
 class Base(DeclarativeBase):
@@ -164,6 +166,14 @@ class Run(Base):
         # the few that are not ended: what the chores and the overlap policy ask for
         Index("ix_runs_open", "state", "task_id", postgresql_where=text(f"state IN ({OPEN_STATES})")),
         Index("ix_runs_held", "task_id", postgresql_where=text("held")),
+        # the lists of what did not go well, which else would pass over all that did; a success never touches it
+        Index(
+            "ix_runs_otherwise",
+            "state",
+            "scheduled_for",
+            "id",
+            postgresql_where=text(f"state IN ({OTHERWISE_STATES})"),
+        ),
         {"postgresql_partition_by": "RANGE (scheduled_for)"},
     )
 
@@ -235,3 +245,37 @@ class Node(Base):
     """A beat's role, buckets, tick and what it set aside; a worker's queues, processes, runs and versions."""
 
     __table_args__ = (_one_of("kind", states.NodeKind),)
+
+
+class Summary(Base):
+    """What became of the runs of a minute or an hour, and how late they started. A run counts where its slot lies."""
+
+    __tablename__ = "summaries"
+
+    span: Mapped[str]
+    start: Mapped[datetime]
+    open: Mapped[bool] = mapped_column(server_default=true())
+    """It may differ from the runs by now, and is to be made again: one has not ended, or may still be added."""
+    made_at: Mapped[datetime | None]
+    """When it was made last. Null: not since somebody opened it."""
+    succeeded: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    cancelled: Mapped[int] = mapped_column(server_default="0")
+    skipped: Mapped[int] = mapped_column(server_default="0")
+    waiting: Mapped[int] = mapped_column(server_default="0")
+    """Not ended."""
+    started: Mapped[int] = mapped_column(server_default="0")
+    in_time: Mapped[int] = mapped_column(server_default="0")
+    """Started as promised: see `policies.GRACE`."""
+    late: Mapped[int] = mapped_column(server_default="0")
+    """Neither started nor ended, though that time has passed."""
+    worst: Mapped[timedelta | None]
+    """The greatest lateness."""
+    histogram: Mapped[JSON] = mapped_column(server_default="{}")
+    """How many started how late, by the buckets of `app.summaries`: histograms are added up."""
+
+    __table_args__ = (
+        PrimaryKeyConstraint("span", "start"),
+        _one_of("span", states.Span),
+        Index("ix_summaries_open", "start", postgresql_where=text("open AND span = 'minute'")),
+    )

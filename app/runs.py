@@ -32,7 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys
+from app import db, errors, keys, summaries
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Reason, RunState, Trigger
@@ -84,7 +84,10 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
         args=(_json(run.args) for run in new),
         kwargs=(_json(run.kwargs) for run in new),
     )
-    return set(db.execute(session, _RECORD, given | {"at": now}).scalars())
+    recorded = set(db.execute(session, _RECORD, given | {"at": now}).scalars())
+    # a firing in time asks nothing more of PostgreSQL: the minutes of its slots are open
+    summaries.reopen(session, [run.slot for run in new if run.slot < now - summaries.RECENT and run.id in recorded])
+    return recorded
 
 
 def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:

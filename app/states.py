@@ -53,6 +53,13 @@ class Role(StrEnum):
         return roles.index(other) <= roles.index(self)
 
 
+class Span(StrEnum):
+    """What a summary is of."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+
+
 class NodeKind(StrEnum):
     """What a process that tells of itself is."""
 
@@ -110,6 +117,9 @@ CLAIMABLE = frozenset({RunState.PENDING, RunState.QUEUED})
 
 OPEN = WAITING | {RunState.RUNNING}
 """Not ended."""
+
+OTHERWISE = frozenset({RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED})
+"""Ended, and not as it was meant to."""
 
 ANSWERS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING})
 """Where the answer of another app moves a run that no worker of ours has claimed, or that it never came."""

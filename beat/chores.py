@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import answers, attempts, broker, db, dispatch, errors, external, outbox, publishing, pulse
+from app import answers, attempts, broker, db, dispatch, errors, external, outbox, publishing, pulse, summaries
 from app.messages import Message
 
 OVERDUE = timedelta(seconds=3)
@@ -83,6 +83,8 @@ class Chores:
             Chore(name="resend_vanished", every=5, step=self.resend_vanished),
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
             Chore(name="forget_answers", every=3600, step=forget_answers),
+            Chore(name="summarise", every=5, step=summarise),
+            Chore(name="forget_summaries", every=3600, step=forget_summaries),
             Chore(name="announce", every=1, step=announce),
         ]
 
@@ -190,6 +192,18 @@ def forget_answers() -> bool:
     """Deletes the answers to old requests."""
     with db.transaction() as session:
         return answers.forget(session, db.now(session)) >= answers.BATCH
+
+
+def summarise() -> bool:
+    """Makes the summaries anew that may have changed."""
+    with db.transaction() as session:
+        return summaries.summarise(session, db.now(session))
+
+
+def forget_summaries() -> bool:
+    """Deletes old summaries."""
+    with db.transaction() as session:
+        return summaries.forget(session, db.now(session)) >= summaries.FORGOTTEN
 
 
 def _make_partition(table: str, first: date, after: date) -> None:
