@@ -26,6 +26,7 @@ CALLS = [
     ("POST", f"/tasks/{NOBODY}/pause"),
     ("POST", f"/tasks/{NOBODY}/resume"),
     ("POST", f"/tasks/{NOBODY}/run"),
+    ("POST", f"/tasks/{NOBODY}/backfill"),
     ("GET", f"/tasks/{NOBODY}/upcoming"),
     ("GET", f"/tasks/{NOBODY}/runs"),
     ("GET", "/runs"),

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app import clock
+from app import clock, fields
 
 URL = "/api/v1/tasks"
 HOURLY = {"type": "interval", "every": 3600}
@@ -246,3 +246,29 @@ def test_targets_are_listed_by_name_with_what_is_known_of_them(client):
     echo = answer["items"][0]
     assert echo["documentation"] == "Returns its arguments."
     assert datetime.fromisoformat(echo["last_seen_at"]).tzinfo == UTC
+
+
+def test_a_backfill_makes_the_runs_that_past_slots_lack_and_only_those(client, register):
+    since = clock.now() - timedelta(hours=5, minutes=1)
+    task = register(schedule={"type": "interval", "every": 3600, "anchor": since.isoformat()})
+    span = {"since": since.isoformat(), "until": clock.now().isoformat()}
+    answer = client.post(url(task, "backfill"), json=span)
+    assert (answer.status_code, answer.json) == (202, {"runs": 6})
+    runs = client.get(url(task, "runs")).json["items"]
+    assert {run["trigger"] for run in runs} == {"backfill"}
+    assert [run["scheduled_for"] for run in runs][::-1] == [
+        fields.instant(since + timedelta(hours=n)) for n in range(6)
+    ]
+    assert client.post(url(task, "backfill"), json=span).json == {"runs": 0}
+
+
+def test_a_backfill_leaves_what_is_due_to_the_beats_and_refuses_too_much(client, register):
+    task = register(schedule={"type": "interval", "every": 3600})
+    now = clock.now()
+    ahead = {"since": now.isoformat(), "until": (now + timedelta(days=1)).isoformat()}
+    assert client.post(url(task, "backfill"), json=ahead).json == {"runs": 0}
+    old = register(schedule={"type": "interval", "every": 3600, "anchor": "2020-01-01T00:00:00Z"})
+    wide = client.post(url(old, "backfill"), json=ahead | {"since": "2020-01-01T00:00:00Z"})
+    assert (wide.status_code, [*wide.json["errors"]]) == (422, ["until"])
+    turned = client.post(url(task, "backfill"), json={"since": ahead["until"], "until": ahead["since"]})
+    assert (turned.status_code, [*turned.json["errors"]]) == (422, ["until"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import flask
 from flask_wtf import FlaskForm
-from wtforms import BooleanField, HiddenField, RadioField, SelectField, StringField, TextAreaField
+from wtforms import BooleanField, HiddenField, RadioField, SelectChoice, SelectField, StringField, TextAreaField
 
 from app import errors
 from app.fields import number
@@ -37,6 +37,10 @@ WITHIN: dict[tuple[str, ...], str] = {
 """Where the contract nests a field."""
 
 
+def _choices(labels: Mapping[str, str]) -> list[SelectChoice]:
+    return [SelectChoice(value, label) for value, label in labels.items()]
+
+
 class TaskForm(FlaskForm):  # type: ignore[misc]
     """A task to register or to change."""
 
@@ -46,11 +50,11 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
     target = StringField("Target")
     args = TextAreaField("Positional arguments")
     kwargs = TextAreaField("Other arguments by name")
-    kind = RadioField("Schedule", choices=[*KINDS.items()], default="cron")
+    kind = RadioField("Schedule", choices=_choices(KINDS), default="cron")
     timezone = StringField("Time zone", default="UTC")
     expression = StringField("Expression", default="0 9 * * MON-FRI")
     every = StringField("Every", default="15")
-    unit = SelectField("Unit", choices=[*UNITS.items()], default="60")
+    unit = SelectField("Unit", choices=_choices(UNITS), default="60")
     anchor = StringField("Counted from")
     at = StringField("At")
     rule = StringField("Rule", default="FREQ=MONTHLY;BYDAY=-1FR")
@@ -62,8 +66,12 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
     queue = StringField("Queue", default="default")
     priority = StringField("Priority", default="5")
     timeout = StringField("Time limit", default="300")
-    overlap = SelectField("While the last run goes on", choices=[str(each) for each in Overlap], default="skip")
-    catchup_policy = SelectField("After an outage", choices=[str(each) for each in Catchup], default="latest")
+    overlap = SelectField(
+        "While the last run goes on", choices=_choices({str(each): str(each) for each in Overlap}), default="skip"
+    )
+    catchup_policy = SelectField(
+        "After an outage", choices=_choices({str(each): str(each) for each in Catchup}), default="latest"
+    )
     catchup_window = StringField("Look back")
     max_attempts = StringField("Attempts", default="1")
     backoff = StringField("First pause", default="5")
@@ -79,6 +87,8 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
         self.shown_arguments: frozenset[str] = frozenset()
         self.argument_problems: dict[str, list[str]] = {}
         self.other_problems: list[str] = []
+        self.task: Task | None = None
+        """The task that is being changed."""
 
     def given(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the form asks for, as a client would send it. Raises Invalid where a field cannot be read."""
@@ -115,9 +125,9 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
     def schedule(self) -> dict[str, Any]:
         """The schedule alone. Raises Invalid."""
         zone = self.text("timezone") or "UTC"
+        reading.place(zone)
         match self.text("kind"):
             case "cron":
-                reading.place(zone)
                 return {"type": "cron", "expression": self.text("expression"), "timezone": zone}
             case "interval":
                 every = _number(self.text("every"), None)
@@ -131,7 +141,9 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
                 starts = reading.instant(self.text("starts"), zone, "starts")
                 return {"type": "rrule", "rule": self.text("rule"), "starts": starts, "timezone": zone}
             case _:
-                return {"type": "now"}
+                # one that is now already has had its time: naming it anew would run it once more
+                was_now = self.task is not None and self.task.schedule["type"] == "now"
+                return dict(self.task.schedule) if self.task and was_now else {"type": "now"}
 
     def arguments(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments by name: each from its own field, the others from the JSON."""

@@ -4,7 +4,10 @@ A page's template has one block `live`: the part that changes. The script asks f
 `X-Part`, so that a refresh is the same view and costs one small answer, or none where nothing has changed.
 """
 
+import hashlib
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,7 +42,7 @@ def register(app: flask.Flask) -> None:
     """Adds the pages to `app`."""
     app.config |= {
         "BOOTSTRAP_SERVE_LOCAL": True,
-        "BOOTSTRAP_ICON_SIZE": "1em",
+        "SEND_FILE_MAX_AGE_DEFAULT": timedelta(days=365),  # `asset` gives what changes another address
         "WTF_CSRF_CHECK_DEFAULT": False,  # the API has no cookies to be abused; `protect` below checks the pages
         "WTF_CSRF_TIME_LIMIT": None,  # a form that stood open over lunch is as good as the session
     }
@@ -48,7 +51,7 @@ def register(app: flask.Flask) -> None:
     app.jinja_env.undefined = jinja2.StrictUndefined
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters |= showing.FILTERS
-    app.jinja_env.globals |= showing.GLOBALS | {"may": auth.may, "url_with": url_with}
+    app.jinja_env.globals |= showing.GLOBALS | {"may": auth.may, "url_with": url_with, "asset": asset}
     app.register_blueprint(blp)
     app.jinja_env.globals["ui"] = app.jinja_env.get_template("ui/_macros.html").module
 
@@ -108,6 +111,18 @@ def local(address: str | None) -> str | None:
     if not address or not address.startswith("/") or address.startswith(("//", "/\\")):
         return None
     return address if not urlsplit(address).netloc and address.isprintable() else None
+
+
+def asset(endpoint: str, name: str) -> str:
+    """The address of a file of ours, with a mark of what it holds: so a browser may keep it for ever."""
+    return flask.url_for(endpoint, filename=name, v=_mark(endpoint, name))
+
+
+@cache
+def _mark(endpoint: str, name: str) -> str:
+    blueprint = flask.current_app.blueprints[endpoint.partition(".")[0]]
+    assert blueprint.static_folder is not None
+    return hashlib.sha256((Path(blueprint.static_folder) / name).read_bytes()).hexdigest()[:12]
 
 
 def url_with(**changes: Any) -> str:

@@ -1,11 +1,15 @@
 """How values look on a page: durations, numbers, JSON, the words of a schedule. Pure."""
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import flask_bootstrap
 from markupsafe import Markup, escape
 
 from app import clock, errors, fields, policies, schedules
@@ -35,7 +39,7 @@ SIGNS = {"good": "✓", "bad": "✕", "warn": "↻", "busy": "▸", "wait": "·"
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 NOTHING = "\N{EN DASH}"
-ICONS = "/bootstrap/static/icons/bootstrap-icons.svg"
+ICONS = Path(flask_bootstrap.__file__).parent / "static" / "bootstrap5" / "icons" / "bootstrap-icons.svg"
 SHORT = 10
 """Below so many seconds a duration shows its fraction."""
 
@@ -132,9 +136,14 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+@cache
 def icon(name: str) -> Markup:
-    """An icon that says nothing by itself: there is a word beside it, or a label around it."""
-    return Markup('<svg class="bi" aria-hidden="true"><use href="{}#{}"/></svg>').format(ICONS, name)
+    """One of Bootstrap's icons. It says nothing by itself: there is a word beside it, or a label around it."""
+    drawing = re.search(rf'<symbol [^>]*id="{re.escape(name)}"[^>]*>(.*?)</symbol>', ICONS.read_text(), re.DOTALL)
+    if drawing is None:
+        raise LookupError(f"there is no icon {name}")
+    # drawn in place: as a part of its file of a megabyte it would be asked for with every refresh
+    return Markup(f'<svg class="bi" viewBox="0 0 16 16" aria-hidden="true">{drawing[1].strip()}</svg>')  # noqa: S704 - the package's own file
 
 
 def marks(states: Sequence[str]) -> Markup:

@@ -15,7 +15,7 @@ from app.schedules import zones
 from app.states import Role
 from web import auth
 from web.ui import forms, showing
-from web.ui.pages import blp, page
+from web.ui.pages import PART, blp, page
 
 SLOTS = 5
 COMPARED = 25
@@ -56,7 +56,7 @@ def new_task() -> flask.Response:
             form.name.data = f"{model.name}-copy"
         else:
             form = forms.TaskForm(data={"target": flask.request.args.get("target", "")})
-        return _show(session, form, None)
+        return _show(session, form)
 
 
 @blp.post("/tasks/new")
@@ -72,7 +72,9 @@ def edit_task(task_id: UUID) -> flask.Response:
     """Asks for the changes of a task."""
     with db.transaction() as session:
         task = queries.task(session, task_id)
-        return _show(session, forms.filled(task, _named(session, task.target)), task)
+        form = forms.filled(task, _named(session, task.target))
+        form.task = task
+        return _show(session, form)
 
 
 @blp.post("/tasks/<uuid:task_id>/edit")
@@ -87,11 +89,11 @@ def _save(task_id: UUID | None) -> flask.Response:
     form = forms.TaskForm()
     with db.transaction() as session:
         parameters = _named(session, form.text("target"))
-        old = queries.task(session, task_id) if task_id else None
+        form.task = queries.task(session, task_id) if task_id else None
     form.shown_arguments = frozenset(each["name"] for each in parameters)
-    if "save" in flask.request.form:
+    if "save" in flask.request.form and PART not in flask.request.headers:
         try:
-            task = _write(form, parameters, task_id)
+            task = _write(form, parameters)
         except (errors.Invalid, errors.Conflict) as exc:
             form.blame(exc.errors or {"name": [exc.message]})
         else:
@@ -99,25 +101,35 @@ def _save(task_id: UUID | None) -> flask.Response:
             flask.flash(f"{task.name} is saved." if task_id else f"{task.name} is registered.")
             return flask.make_response(flask.redirect(flask.url_for("ui.show_task", task_id=task.id), 303))
     with db.transaction() as session:
-        return _show(session, form, old, status=422 if form_has_problems(form) else 200)
+        return _show(session, form, status=422 if form_has_problems(form) else 200)
 
 
-def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]], task_id: UUID | None) -> Task:
+def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]]) -> Task:
     given = form.given(parameters)
+    fields = schemas.load(schemas.TaskSchema(), given)
     with db.transaction() as session:
         now = db.now(session)
-        if task_id is None:
-            return tasks.create(session, now, schemas.load(schemas.TaskSchema(), given))
-        old = schemas.TaskSchema().dump(queries.task(session, task_id))
-        # only what differs is a change: a schedule that is named counts anew from now
-        changed = {name: value for name, value in given.items() if value is not None and value != old[name]}
-        changed |= {name: None for name, value in given.items() if value is None and old[name] is not None}
-        fields = schemas.load(schemas.TaskChangeSchema(), changed)
+        if form.task is None:
+            return tasks.create(session, now, fields)
+        task = queries.task(session, form.task.id)
+        changed = _changes(task, fields, now)
+        if not changed:
+            return task
         version = form.text("version")
-        return tasks.change(session, now, task_id, fields, version=int(version) if version.isdigit() else None)
+        return tasks.change(session, now, task.id, changed, version=int(version) if version.isdigit() else None)
 
 
-def _show(session: Session, form: forms.TaskForm, task: Task | None, status: int = 200) -> flask.Response:
+def _changes(task: Task, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """What differs from the task: a schedule that is only named again would count anew from now."""
+    schema = schemas.TaskSchema()
+    dumped = schema.dump(task)
+    had = schemas.load(schema, {name: dumped[name] for name in fields})
+    if tasks.parse(fields["schedule"], now) == tasks.parse(had["schedule"], now):
+        fields = fields | {"schedule": had["schedule"]}
+    return {name: value for name, value in fields.items() if value != had[name]}
+
+
+def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Response:
     offered = queries.targets(session)
     target = next((each.target for each in offered if each.target.name == form.text("target")), None)
     parameters = _fields(target.parameters if target else None)
@@ -126,18 +138,18 @@ def _show(session: Session, form: forms.TaskForm, task: Task | None, status: int
         "task_form",
         status=status,
         form=form,
-        task=task,
+        task=form.task,
         targets=offered,
         target=target,
         parameters=parameters,
-        outlook=_outlook(form, task, db.now(session)),
+        outlook=_outlook(form, db.now(session)),
         zones=sorted(zones.names()),
         examples=EXAMPLES,
         prefix=forms.ARGUMENT,
     )
 
 
-def _outlook(form: forms.TaskForm, task: Task | None, now: datetime) -> Outlook:
+def _outlook(form: forms.TaskForm, now: datetime) -> Outlook:
     """The words, the next slots and the warnings of the schedule that the form holds right now."""
     zone = form.text("timezone") or "UTC"
     try:
@@ -146,7 +158,7 @@ def _outlook(form: forms.TaskForm, task: Task | None, now: datetime) -> Outlook:
     except errors.Invalid as exc:
         said = [sentence for _, sentence in forms.flat((), exc.errors)]
         return Outlook(words="", slots=[], warnings=[], added=[], removed=[], problems=said)
-    added, removed = _difference(task, plan.slots, now)
+    added, removed = _difference(form.task, plan.slots, now)
     return Outlook(
         words=plan.description, slots=shown, warnings=plan.warnings, added=added, removed=removed, problems=[]
     )

@@ -1,0 +1,571 @@
+"""The pages as a browser without JavaScript has them: who gets in, what is shown, what each form does."""
+
+import html
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from uuid import UUID
+
+import pytest
+
+from app import db, queries, runs
+from app.models import Run
+from app.states import RunState, Trigger
+from web import auth
+
+KEY = "punctual-test-key"
+HOSTILE = "<script>alert('x')</script>\"'&</td></pre>"
+PAGES = ("/", "/tasks", "/tasks/new", "/runs", "/week", "/cluster")
+FORM = {"target": "debug.echo", "kind": "interval", "every": "1", "unit": "3600", "timezone": "UTC", "save": "yes"}
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def token(text):
+    return re.search(r'name="csrf_token" value="([^"]+)"', text)[1]
+
+
+@pytest.fixture
+def browser(app, database):
+    """A browser that is signed in with the administrator's key."""
+    made = app.test_client()
+    page = made.get("/sign-in").text
+    answer = made.post("/sign-in", data={"csrf_token": token(page), "key": KEY})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    return made
+
+
+@pytest.fixture
+def send(browser):
+    """Sends a form as a page of this session does."""
+
+    def call(address, **data):
+        return browser.post(address, data=data | {"csrf_token": token(browser.get("/tasks/new").text)})
+
+    return call
+
+
+@pytest.fixture
+def viewer(browser):
+    """The same browser, whose key only reads."""
+    with browser.session_transaction() as session:
+        session["role"] = "viewer"
+    return browser
+
+
+def record(session, now, task_id, count, state=RunState.SUCCEEDED):
+    """Past runs of a task, all in one state."""
+    task = queries.task(session, task_id)
+    slots = [now - timedelta(minutes=n + 1) for n in range(count)]
+    new = [runs.NewRun(id=runs.identify(task.id, at), task=task, slot=at, trigger=Trigger.SCHEDULE) for at in slots]
+    runs.record(session, now, new)
+    values = {"state": state, "started_at": now, "attempt_started_at": now, "finished_at": now}
+    session.query(Run).filter(Run.task_id == task_id).update(values)
+
+
+def test_a_stranger_is_led_to_the_way_in_and_back(app, database):
+    stranger = app.test_client()
+    for address in PAGES:
+        answer = stranger.get(address)
+        assert (answer.status_code, answer.headers["Location"]) == (303, f"/sign-in?back={address}"), address
+    page = stranger.get("/sign-in?back=/week").text
+    answer = stranger.post("/sign-in", data={"csrf_token": token(page), "key": KEY, "back": "/week"})
+    assert answer.headers["Location"] == "/week"
+
+
+@pytest.mark.parametrize("back", ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)"])
+def test_signing_in_leads_to_no_other_host(app, database, back):
+    stranger = app.test_client()
+    page = stranger.get("/sign-in", query_string={"back": back}).text
+    answer = stranger.post("/sign-in", data={"csrf_token": token(page), "key": KEY, "back": back})
+    assert answer.headers["Location"] == "/"
+
+
+def test_a_wrong_key_opens_nothing(app, database):
+    stranger = app.test_client()
+    page = stranger.get("/sign-in").text
+    answer = stranger.post("/sign-in", data={"csrf_token": token(page), "key": "punc_wrong"})
+    assert answer.status_code == 401
+    assert "no key of this Punctual" in answer.text
+    assert stranger.get("/tasks").status_code == 303
+
+
+def test_the_sessions_cookie_is_kept_from_scripts_and_other_sites(app, database):
+    stranger = app.test_client()
+    answer = stranger.post("/sign-in", data={"csrf_token": token(stranger.get("/sign-in").text), "key": KEY})
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert KEY not in cookie
+
+
+def test_another_key_in_the_settings_ends_the_session(browser, monkeypatch):
+    monkeypatch.setattr(auth, "fingerprint", lambda: "another")
+    assert browser.get("/tasks").status_code == 303
+
+
+def test_signing_out_ends_the_session(browser, send):
+    assert send("/sign-out").status_code == 303
+    assert browser.get("/tasks").status_code == 303
+
+
+def test_a_session_opens_no_door_of_the_api_and_a_key_none_of_the_pages(browser, client):
+    assert browser.get("/api/v1/tasks").status_code == 401
+    assert client.get("/tasks").status_code == 303
+
+
+def test_a_form_without_this_sessions_token_changes_nothing(app, browser, task):
+    own = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("ui.") and "POST" in rule.methods}
+    assert len(own) >= 12
+    for rule in own:
+        address = re.sub(r"<uuid:\w+>", task["id"], rule)
+        answer = browser.post(address, data={"key": KEY, "action": "delete", "task": task["id"]})
+        assert answer.status_code == 400, rule
+        assert "form" in answer.text
+    with db.transaction() as session:
+        assert queries.task(session, UUID(task["id"])).version == 1
+
+
+def test_a_viewer_is_offered_no_change_and_refused_it(app, viewer, send, task, run):
+    for address in (*PAGES, f"/tasks/{task['id']}", f"/runs/{run['id']}"):
+        if address != "/tasks/new":
+            forms = [
+                attrs["action"]
+                for tag, attrs in Tags(viewer.get(address).text).found
+                if tag == "form" and attrs.get("method") == "post"
+            ]
+            assert set(forms) <= {"/sign-out", "/tasks/selection"}, address
+    with viewer.session_transaction() as session:
+        session["role"] = "editor"
+    page = viewer.get("/tasks/new").text
+    with viewer.session_transaction() as session:
+        session["role"] = "viewer"
+    own = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("ui.") and "POST" in rule.methods}
+    for rule in own - {"/sign-in", "/sign-out"}:
+        address = rule.replace("<uuid:task_id>", task["id"]).replace("<uuid:run_id>", run["id"])
+        answer = viewer.post(address, data={"csrf_token": token(page), "action": "pause", "task": task["id"]})
+        assert answer.status_code == 403, rule
+        assert "takes the role" in answer.text
+    assert viewer.get("/tasks/new").status_code == 403
+
+
+def test_every_page_lets_a_browser_load_nothing_but_ours(browser, task, run):
+    for address in (*PAGES, f"/tasks/{task['id']}", f"/tasks/{task['id']}/edit", f"/runs/{run['id']}", "/sign-in"):
+        answer = browser.get(address)
+        assert answer.status_code == 200, address
+        policy = answer.headers["Content-Security-Policy"]
+        assert "unsafe" not in policy
+        assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+        for tag, attrs in Tags(answer.text).found:
+            assert "style" not in attrs, (address, tag)
+            assert not [name for name in attrs if name.startswith("on")], (address, tag)
+            assert tag != "style", address
+            assert tag != "script" or attrs["src"].startswith("/ui/"), address
+            for name in ("src", "href", "action"):
+                assert not (attrs.get(name) or "").startswith(("http:", "//")) or "/calendar/" in attrs[name]
+
+
+def test_what_a_user_gave_is_text_wherever_it_is_shown(client, browser, register):
+    task = register(
+        name=HOSTILE, description=HOSTILE, labels={"</td>": HOSTILE}, kwargs={HOSTILE: HOSTILE}, target="debug.echo"
+    )
+    client.post(f"/api/v1/tasks/{task['id']}/pause", json={"note": HOSTILE})
+    run = client.post(f"/api/v1/tasks/{task['id']}/run", json={"kwargs": {"x": HOSTILE}}).json
+    error = {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}
+    with db.transaction() as session:
+        at = db.now(session)
+        session.query(Run).update(
+            {
+                "state": "failed",
+                "error": error,
+                "result": {"x": HOSTILE},
+                "worker": HOSTILE,
+                "started_at": at,
+                "attempt_started_at": at,
+                "finished_at": at,
+                "reason": "error",
+            }
+        )
+    for address in (
+        "/",
+        "/tasks",
+        "/runs",
+        "/week?hour=0",
+        "/cluster",
+        f"/tasks/{task['id']}",
+        f"/tasks/{task['id']}/edit",
+        f"/tasks/new?like={task['id']}",
+        f"/runs/{run['id']}",
+        f"/tasks?q={HOSTILE}&label=a:{HOSTILE}",
+        f"/runs?since={HOSTILE}&target={HOSTILE}",
+    ):
+        answer = browser.get(address)
+        assert answer.status_code == 200, address
+        scripts = [attrs for tag, attrs in Tags(answer.text).found if tag == "script"]
+        assert len(scripts) == 1, address
+
+
+def test_the_part_of_a_page_is_what_its_script_asks_for_and_costs_nothing_where_nothing_changed(browser, task):
+    whole = browser.get(f"/tasks/{task['id']}").text
+    part = browser.get(f"/tasks/{task['id']}", headers={"X-Part": "live"})
+    assert part.text.strip() in whole
+    assert "<html" not in part.text
+    again = browser.get(f"/tasks/{task['id']}", headers={"X-Part": "live", "If-None-Match": part.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+@pytest.mark.parametrize("address", ["/", "/tasks", "/runs", "/cluster", "/week"])
+def test_the_statements_of_a_page_do_not_grow_with_what_it_shows(browser, register, statements, address):
+    def count():
+        with statements() as seen:
+            assert browser.get(address).status_code == 200
+        return len(seen)
+
+    register()
+    few = count()
+    for number in range(30):
+        task = register(name=f"task-{number}")
+        with db.transaction() as session:
+            record(session, db.now(session), UUID(task["id"]), 3)
+    assert count() == few
+    assert few < 20
+
+
+PARIS = {"timezone": "Europe/Paris"}
+CRON = {"expression": "0 9 * * MON-FRI"} | PARIS
+RULE = {"rule": "FREQ=MONTHLY;BYDAY=-1FR"} | PARIS
+KINDS = [
+    ({"kind": "now"}, {"type": "now"}),
+    ({"kind": "once", "at": "2090-12-24T18:00"} | PARIS, {"type": "once", "at": "2090-12-24T17:00:00.000Z"}),
+    ({"kind": "cron"} | CRON, {"type": "cron"} | CRON),
+    (
+        {"kind": "interval", "every": "1.5", "unit": "60", "anchor": "2026-01-01T00:00"},
+        {"type": "interval", "every": 90, "anchor": "2026-01-01T00:00:00.000Z"},
+    ),
+    (
+        {"kind": "rrule", "starts": "2026-01-01T09:00"} | RULE,
+        {"type": "rrule", "starts": "2026-01-01T08:00:00.000Z"} | RULE,
+    ),
+]
+
+
+def comparable(value):
+    """A time however it is written."""
+    return datetime.fromisoformat(value) if re.match(r"\d{4}-", str(value)) else value
+
+
+def typed(page):
+    """What the fields of the task's form hold, as a browser would send it."""
+    form = {}
+    for tag, attrs in Tags(page).found:
+        if tag == "input" and attrs.get("name") and attrs.get("type") not in {"radio", "checkbox"}:
+            form[attrs["name"]] = attrs.get("value", "")
+        if tag == "input" and "checked" in attrs:
+            form[attrs["name"]] = attrs["value"]
+    for name, content in re.findall(r'<textarea[^>]*name="(\w+)"[^>]*>(.*?)</textarea>', page, re.DOTALL):
+        form[name] = html.unescape(content)
+    for name, content in re.findall(r'<select[^>]*name="([\w-]+)"[^>]*>(.*?)</select>', page, re.DOTALL):
+        chosen = re.search(r'<option selected value="([^"]*)"', content)
+        form[name] = chosen[1] if chosen else ""
+    return form
+
+
+@pytest.mark.parametrize(("given", "schedule"), KINDS)
+def test_each_kind_of_schedule_is_registered_by_the_form_and_comes_back_in_it(client, send, browser, given, schedule):
+    answer = send("/tasks/new", **FORM | given)
+    assert answer.status_code == 303, answer.text
+    address = answer.headers["Location"]
+    made = client.get(f"/api/v1{address}").json["schedule"]
+    assert {name: comparable(made[name]) for name in schedule} == {
+        name: comparable(value) for name, value in schedule.items()
+    }
+    assert browser.get(address).status_code == 200
+    form = browser.get(f"{address}/edit").text
+    assert "Adds" not in form
+    assert "Takes away" not in form
+    before = client.get(f"/api/v1{address}").json
+    assert send(f"{address}/edit", **typed(form) | {"save": "yes"}).status_code == 303
+    assert client.get(f"/api/v1{address}").json == before
+
+
+def test_every_field_of_the_form_reaches_the_task_and_saving_it_again_changes_nothing(client, send, browser):
+    given = FORM | {
+        "name": "all of it", "description": "What it does.", "labels": "team: billing\nregion: eu", "args": "[1]",
+        "kwargs": '{"deep": [true]}', "queue": "reports", "priority": "9", "starts_at": "2090-01-01T00:00",
+        "ends_at": "2091-01-01T00:00", "max_runs": "5", "jitter": "2.5", "timeout": "30", "overlap": "allow",
+        "catchup_policy": "all", "catchup_window": "60", "max_attempts": "3", "backoff": "0.5", "backoff_max": "60",
+        "pause_after_failures": "4", "timezone": "Europe/Paris",
+    }  # fmt: skip
+    address = send("/tasks/new", **given).headers["Location"]
+    made = client.get(f"/api/v1{address}").json
+    expected = {
+        "name": "all of it", "description": "What it does.", "labels": {"team": "billing", "region": "eu"},
+        "args": [1], "kwargs": {"deep": [True]}, "queue": "reports", "priority": 9, "max_runs": 5, "jitter": 2.5,
+        "starts_at": "2089-12-31T23:00:00.000Z", "ends_at": "2090-12-31T23:00:00.000Z", "timeout": 30,
+        "overlap": "allow", "catchup": {"policy": "all", "window": 60}, "pause_after_failures": 4,
+        "retry": {"max_attempts": 3, "backoff": 0.5, "backoff_max": 60, "jitter": False},
+    }  # fmt: skip
+    assert {name: made[name] for name in expected} == expected
+    assert send(f"{address}/edit", **typed(browser.get(f"{address}/edit").text) | {"save": "yes"}).status_code == 303
+    assert client.get(f"/api/v1{address}").json == made
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"target": ""}, "target"),
+        ({"target": "nobody.offers"}, "target"),
+        ({"kind": "cron", "expression": "61 * * * *"}, "expression"),
+        ({"every": "often"}, "every"),
+        ({"every": "0"}, "every"),
+        ({"kind": "once", "at": "tomorrow"}, "at"),
+        ({"kind": "once", "at": ""}, "at"),
+        ({"kind": "rrule", "rule": "FREQ=NEVER", "starts": "2026-01-01T09:00"}, "rule"),
+        ({"timezone": "Mars/Olympus"}, "timezone"),
+        ({"args": "[1"}, "args"),
+        ({"kwargs": "[]"}, "kwargs"),
+        ({"priority": "ten"}, "priority"),
+        ({"timeout": "0"}, "timeout"),
+        ({"max_attempts": "0"}, "max_attempts"),
+        ({"catchup_window": "-1"}, "catchup_window"),
+        ({"ends_at": "2000-01-01T00:00", "starts_at": "2001-01-01T00:00"}, "ends_at"),
+        ({"queue": "amq.mine"}, "queue"),
+        ({"pause_after_failures": "0"}, "pause_after_failures"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_field_and_nothing_typed_is_lost(send, given, field):
+    answer = send("/tasks/new", **FORM | given | {"description": "Typed with care."})
+    assert answer.status_code == 422, answer.text
+    tags = Tags(answer.text).found
+    blamed = [attrs.get("aria-describedby") for _, attrs in tags if attrs.get("aria-invalid") == "true"]
+    assert blamed == [f"{field}-problem"]
+    assert [attrs for _, attrs in tags if attrs.get("id") == f"{field}-problem"]
+    assert "Typed with care." in answer.text
+
+
+def test_arguments_have_fields_from_the_targets_signature(client, send, browser):
+    with db.transaction() as session:
+        target = session.get(queries.Target, "http.request")
+        kind = "positional_or_keyword"
+        target.parameters = [
+            {"name": "url", "kind": kind, "default": None, "annotation": "str"},
+            {"name": "expect", "kind": kind, "default": "None", "annotation": "list[int] | None"},
+        ]
+    given = FORM | {"target": "http.request"}
+    part = send("/tasks/new", **given, look="yes").text
+    assert {"kw-url", "kw-expect"} <= {attrs.get("name") for _, attrs in Tags(part).found}
+    lacking = send("/tasks/new", **given)
+    assert lacking.status_code == 422
+    assert "http.request needs it." in lacking.text
+    address = send("/tasks/new", **given, **{"kw-url": "https://a.example", "kw-expect": "[200]"}).headers["Location"]
+    assert client.get(f"/api/v1{address}").json["kwargs"] == {"url": "https://a.example", "expect": [200]}
+    form = browser.get(f"{address}/edit").text
+    assert {"https://a.example", "[200]"} <= {attrs.get("value") for _, attrs in Tags(form).found}
+
+
+def test_while_one_types_the_form_tells_the_words_the_slots_and_what_surprises(send, browser):
+    def outlook(**given):
+        page = token(browser.get("/tasks/new").text)
+        return browser.post("/tasks/new", data=FORM | given | {"csrf_token": page}, headers={"X-Part": "outlook"}).text
+
+    told = outlook(kind="cron", expression="0 0 31 * *", timezone="Europe/Paris")
+    assert "Day 31" in told
+    assert told.count("<li>") == 5
+    never = browser.post(
+        "/tasks/new",
+        data={"kind": "cron", "expression": "0 0 30 2 *", "csrf_token": token(browser.get("/tasks/new").text)},
+        headers={"X-Part": "outlook"},
+    ).text
+    assert "problem" in never
+
+
+def test_an_edit_shows_which_slots_it_adds_and_takes_away(browser, send, register):
+    task = register(schedule={"type": "cron", "expression": "0 9 * * *"})
+    shown = send(f"/tasks/{task['id']}/edit", **FORM | {"kind": "cron", "expression": "0 10 * * *", "save": ""})
+    page = browser.post(
+        f"/tasks/{task['id']}/edit",
+        data={"kind": "cron", "expression": "0 10 * * *", "timezone": "UTC", "csrf_token": token(shown.text)},
+    ).text
+    assert "Adds" in page
+    assert "Takes away" in page
+
+
+def test_an_edit_of_what_somebody_else_has_changed_is_refused(client, send, register):
+    task = register(name="shared")
+    client.patch(f"/api/v1/tasks/{task['id']}", json={"description": "theirs"})
+    answer = send(f"/tasks/{task['id']}/edit", **FORM, name="shared", version="1")
+    assert answer.status_code == 412
+    assert "changed since you read it" in answer.text
+
+
+def test_a_name_that_is_taken_is_said_at_the_name(send, register):
+    register(name="taken")
+    answer = send("/tasks/new", **FORM, name="taken")
+    assert answer.status_code == 422
+    assert "taken by another task" in answer.text
+
+
+def test_pausing_with_a_note_resuming_running_and_deleting(client, browser, send, task):
+    address = f"/tasks/{task['id']}"
+    assert send(f"{address}/pause", note="The bank is closed.").headers["Location"] == address
+    assert "The bank is closed." in browser.get(address).text
+    assert client.get(f"/api/v1{address}").json["note"] == "The bank is closed."
+    send(f"{address}/resume", **{"from": "now"})
+    assert client.get(f"/api/v1{address}").json["state"] == "active"
+    run = send(f"{address}/run", args="[5]", kwargs="").headers["Location"]
+    assert browser.get(run).status_code == 200
+    assert send(f"{address}/run", args="[5").status_code == 422
+    assert send(f"{address}/delete").headers["Location"] == "/tasks"
+    assert client.get(f"/api/v1{address}").status_code == 404
+    assert "deleted" in browser.get(address).text
+
+
+def test_a_selection_is_steered_together_and_what_does_not_fit_is_said(client, browser, send, register):
+    chosen = [register(name=f"one-{n}") for n in range(50)]
+    ids = [task["id"] for task in chosen]
+    answer = send("/tasks/selection", action="pause", task=[*ids, "no id"], back="/tasks?state=active")
+    assert answer.headers["Location"] == "/tasks?state=active"
+    assert "50 tasks paused." in browser.get("/tasks").text
+    assert {task["state"] for task in client.get("/api/v1/tasks?limit=60").json["items"]} == {"paused"}
+    client.delete(f"/api/v1/tasks/{ids[0]}")
+    send("/tasks/selection", action="resume", task=ids[:2])
+    said = browser.get("/tasks").text
+    assert "1 task resumed." in said
+    assert "1 task left as it was" in said
+    assert send("/tasks/selection", action="explode", task=ids).status_code == 400
+
+
+def test_a_backfill_is_counted_first_and_made_when_it_is_confirmed(client, browser, send, register):
+    since = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3, minutes=1)
+    task = register(schedule={"type": "interval", "every": 3600, "anchor": since.isoformat()})
+    span = {
+        "since": f"{since:%Y-%m-%dT%H:%M:%S}", "until": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}", "zone": "UTC",
+    }  # fmt: skip
+    counted = send(f"/tasks/{task['id']}/backfill", **span)
+    assert "4 past slots" in counted.text
+    assert client.get(f"/api/v1/tasks/{task['id']}/runs").json["items"] == []
+    done = send(f"/tasks/{task['id']}/backfill", **span, confirmed="4")
+    assert done.status_code == 303
+    assert len(client.get(f"/api/v1/tasks/{task['id']}/runs").json["items"]) == 4
+
+
+def test_a_failed_run_shows_why_and_is_retried_and_a_waiting_one_is_cancelled(client, browser, send, task, run):
+    assert send(f"/runs/{run['id']}/cancel").headers["Location"] == f"/runs/{run['id']}"
+    assert client.get(f"/api/v1/runs/{run['id']}").json["state"] == "cancelled"
+    assert send(f"/runs/{run['id']}/retry").status_code == 409
+    error = {"type": "ValueError", "message": "no such account", "traceback": "Traceback: in pay()"}
+    with db.transaction() as session:
+        at = db.now(session)
+        session.query(Run).update(
+            {
+                "state": "failed",
+                "reason": "error",
+                "error": error,
+                "started_at": at,
+                "attempt_started_at": at,
+                "finished_at": at,
+            }
+        )
+    page = browser.get(f"/runs/{run['id']}").text
+    assert "no such account" in page
+    assert "in pay()" in page
+    send(f"/runs/{run['id']}/retry")
+    assert client.get(f"/api/v1/runs/{run['id']}").json["state"] == "retrying"
+
+
+def test_the_stage_that_made_a_run_late_is_named(client, browser, task, run):
+    with db.transaction() as session:
+        slot = db.now(session) - timedelta(minutes=5)
+        session.query(Run).update(
+            {
+                "fired_at": slot + timedelta(seconds=1),
+                "published_at": slot + timedelta(seconds=2),
+                "started_at": slot + timedelta(seconds=62),
+                "scheduled_for": slot,
+                "attempt_started_at": slot + timedelta(seconds=62),
+            }
+        )
+    page = browser.get(f"/runs/{run['id']}").text
+    assert page.count("This made it late.") == 1
+    assert re.search(r'class="late">\s*<b>started</b>', page)
+
+
+def test_lists_are_filtered_and_a_filter_that_cannot_be_read_is_said(browser, register):
+    register(name="find-me", labels={"team": "billing"})
+    register(name="other")
+    for query in ("q=find", "label=team:billing", "q=FIND&order=name", "order=next&q=find", "state=active&q=find"):
+        shown = browser.get(f"/tasks?{query}").text
+        assert "find-me" in shown, query
+        assert ">other<" not in shown, query
+    assert "Must be key:value." in browser.get("/tasks?label=team").text
+    assert "Must be a time" in browser.get("/runs?since=yesterday").text
+
+
+@pytest.mark.parametrize("order", ["newest", "name", "next"])
+def test_each_order_has_every_task_once_page_by_page(browser, register, monkeypatch, order):
+    monkeypatch.setattr("web.ui.tasks.LIMIT", 7)
+    names = {
+        register(name=f"task-{n:02}", schedule={"type": "interval", "every": 60 + n % 3})["name"] for n in range(20)
+    }
+    seen, address = [], f"/tasks?order={order}"
+    while address:
+        page = browser.get(address).text
+        seen += re.findall(r'">(task-\d\d)</a>', page)
+        following = [attrs["href"] for tag, attrs in Tags(page).found if attrs.get("rel") == "next"]
+        address = following[0] if following else None
+    assert len(seen) == 20
+    assert set(seen) == names
+    assert order != "name" or seen == sorted(seen)
+
+
+def test_the_week_counts_runs_per_hour_and_tells_by_which_schedules(browser, register):
+    for number in range(3):
+        register(name=f"midnight-{number}", schedule={"type": "cron", "expression": "0 0 * * *"})
+    register(schedule={"type": "interval", "every": 1800})
+    register(schedule={"type": "once", "at": (datetime.now(UTC) + timedelta(hours=30)).isoformat()})
+    page = browser.get("/week").text
+    cells = [attrs for tag, attrs in Tags(page).found if tag == "a" and attrs.get("class", "").startswith("l")]
+    assert len(cells) == 168
+    midnights = [attrs for attrs in cells if " 00:00 UTC" in attrs["title"]]
+    assert all(attrs["title"].endswith(("5 runs", "6 runs")) for attrs in midnights)
+    assert "Every day at 00:00" in browser.get(midnights[0]["href"]).text
+
+
+def test_the_calendar_of_a_task_needs_no_session_and_is_of_that_task_alone(app, browser, register):
+    task = register(name="pay; the, bills", schedule={"type": "cron", "expression": "0 9 * * *"})
+    page = browser.get(f"/tasks/{task['id']}").text
+    [address] = [attrs["href"] for tag, attrs in Tags(page).found if "/calendar/" in (attrs.get("href") or "")]
+    path = address.removeprefix("http://localhost")
+    answer = app.test_client().get(path)
+    assert answer.content_type == "text/calendar; charset=utf-8"
+    assert answer.text.count("BEGIN:VEVENT") == 50
+    assert "SUMMARY:pay\\; the\\, bills\r\n" in answer.text
+    assert all(len(line.encode()) <= 75 for line in answer.text.split("\r\n"))
+    assert app.test_client().get(path.replace(".ics", "x.ics")).status_code == 404
+
+
+def test_an_unknown_page_is_a_page_and_a_store_that_is_away_is_said_on_one(browser, no_database):
+    missing = browser.get("/nothing", headers={"Accept": "text/html"})
+    assert (missing.status_code, missing.content_type) == (404, "text/html; charset=utf-8")
+    answer = browser.get("/tasks")
+    assert answer.status_code == 503
+    assert "store is away" in answer.text
+    assert answer.headers["Retry-After"]
+
+
+def test_without_a_task_the_pages_say_what_to_do_first(browser):
+    for address in ("/", "/tasks"):
+        assert "/tasks/new" in browser.get(address).text
+    assert "No beat runs" in browser.get("/cluster").text
