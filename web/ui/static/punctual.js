@@ -58,16 +58,23 @@ const seen = new Map();
 
 async function refresh(part, address, options = {}) {
   const place = document.getElementById(part);
-  const answer = await fetch(address, {
-    ...options, headers: {[PART]: part}, credentials: "same-origin", redirect: "manual", cache: "no-cache",
-  });
-  if (answer.type === "opaqueredirect") return location.reload();  // the session has ended
-  const date = Date.parse(answer.headers.get("Date"));
-  if (Math.abs(date - Date.now()) > 5 * TICK) ahead = date - Date.now();
-  const text = await answer.text();
-  if (seen.get(part) === text) return undefined;
+  place.ariaBusy = "true";
+  try {
+    const answer = await fetch(address, {
+      ...options, headers: {[PART]: part}, credentials: "same-origin", redirect: "manual", cache: "no-cache",
+    });
+    if (answer.type === "opaqueredirect") return location.reload();  // the session has ended
+    const date = Date.parse(answer.headers.get("Date"));
+    if (Math.abs(date - Date.now()) > 5 * TICK) ahead = date - Date.now();
+    return put(part, place, await answer.text(), options.insist);
+  } finally {
+    place.ariaBusy = "false";
+  }
+}
+
+function put(part, place, text, insist) {
   const busy = place.contains(document.activeElement) && document.activeElement !== document.body;
-  if (busy && !options.insist) return undefined;
+  if (seen.get(part) === text || (busy && !insist)) return;
   const ticked = [...place.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value);
   const opened = [...place.querySelectorAll("details")].map((each) => each.open);
   seen.set(part, text);
@@ -75,7 +82,6 @@ async function refresh(part, address, options = {}) {
   place.querySelectorAll("input[type=checkbox]").forEach((box) => { box.checked = ticked.includes(box.value); });
   place.querySelectorAll("details").forEach((each, at) => { if (opened[at]) each.open = true; });
   tellAll();
-  return undefined;
 }
 
 function keepLive() {
