@@ -334,8 +334,9 @@ def fold(messages: Any) -> Any:
 
 
 def lateness(run: models.Run) -> float | None:
-    """Milliseconds from the slot to the start of the first attempt; None before that."""
-    if run.started_at is None:
+    """Milliseconds from the slot to the start of the first attempt; None before that, and for a backfill, whose slot
+    was over when it was asked for."""
+    if run.started_at is None or run.trigger == Trigger.BACKFILL:
         return None
     return round((run.started_at - run.scheduled_for) / timedelta(milliseconds=1), 1)
 

@@ -58,6 +58,12 @@ def test_the_readme_shows_the_page_of_every_document():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
 
 
+def test_every_page_stands_in_the_table_of_the_pages():
+    shown = re.findall(r"^\| `(/\S*)` \|", (ROOT / "docs/pages.md").read_text(), re.MULTILINE)
+    sources = "".join(path.read_text() for path in (ROOT / "web/ui").glob("*.py"))
+    assert set(shown) == set(re.findall(r'@blp\.(?:get|route)\("([^"]+)"', sources))
+
+
 def test_the_kwargs_of_each_target_are_those_of_its_function():
     sections = re.split(r"^## `([\w.]+)`$", (ROOT / "docs/targets.md").read_text(), flags=re.MULTILINE)[1:]
     shown = {name: _rows(body) for name, body in zip(sections[::2], sections[1::2], strict=True)}

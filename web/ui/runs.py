@@ -7,13 +7,13 @@ from uuid import UUID
 
 import flask
 
-from app import attempts, db, policies, queries, runs, schemas
+from app import attempts, db, queries, runs, schemas
 from app.fields import Text
 from app.models import Run
 from app.states import OPEN, Role, RunState
 from web import auth
 from web import schemas as web_schemas
-from web.ui import reading
+from web.ui import reading, showing
 from web.ui.pages import blp, done, page
 
 LIMIT = 50
@@ -106,9 +106,8 @@ def stages(run: Run) -> list[Stage]:
         if at is not None:
             took = max(at - way[-1].at, timedelta(0)) if way else None
             way.append(Stage(name=name, told=told, at=at, took=took))
-    late = run.started_at is not None and run.started_at - run.scheduled_for > policies.GRACE
     before_start = [stage for stage in way if stage.took is not None and stage.name != "finished"]
-    if not late or not before_start:
+    if not showing.is_late(run) or not before_start:
         return way
     slowest = max(before_start, key=lambda stage: stage.took or timedelta(0))
     return [Stage(**vars(stage) | {"is_slowest": stage is slowest}) for stage in way]

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import flask_bootstrap
 from markupsafe import Markup, escape
 
-from app import clock, errors, fields, policies, schedules
+from app import clock, errors, fields, policies, schedules, schemas
 from app.schedules import zones
 from app.states import Reason, RunState, TaskState
 
@@ -79,12 +79,9 @@ def duration(value: timedelta | float | None) -> str:
 
 
 def lateness(run: Any) -> timedelta | None:
-    """From the slot to the first start; None before that."""
-    started: datetime | None = run.started_at
-    if started is None:
-        return None
-    late: timedelta = started - run.scheduled_for
-    return late
+    """From the slot to the first start; None where the contract gives none."""
+    milliseconds = schemas.lateness(run)
+    return None if milliseconds is None else timedelta(milliseconds=milliseconds)
 
 
 def took(run: Any) -> timedelta | None:
