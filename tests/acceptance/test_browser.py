@@ -14,7 +14,6 @@ from playwright.sync_api import expect, sync_playwright
 from stack import KEY
 from stores import ROOT
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = ROOT / ".data" / "screenshots"
 SIZES = {"desk": {"width": 1280, "height": 900}, "telephone": {"width": 360, "height": 740}}
 WIDE = {"width": 2560, "height": 1200}
@@ -28,23 +27,24 @@ QUIET = [
 SOON = 15_000
 """Milliseconds for what takes a beat, a worker and a refresh."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: set CHROMIUM to its path")
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("needs Chromium: set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")
-def stack(make_stack):
+def stack(chromium, make_stack):
     made = make_stack("redis")
     made.start_all()
     yield made
     made.stop_all()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 class Visit:
