@@ -25,6 +25,7 @@ BENCHMARKS = {
     "size-1k": "bench.sizes:size_1k",
     "size-100k": "bench.sizes:size_100k",
     "size-1m": "bench.sizes:size_1m",
+    "pages": "bench.pages:pages",
 }
 """Each measures once and returns its figures. They read the settings, and so are found when the stores stand."""
 

@@ -5,6 +5,7 @@ of anybody else's: `stores` refuses one that does.
 """
 
 import os
+import secrets
 import shlex
 import sys
 import tempfile
@@ -47,6 +48,7 @@ def stores() -> Iterator[None]:
         data.chmod(0o711)  # as root the embedded PostgreSQL is another account's, which must be able to pass
         with embedded.stores(data) as urls:
             os.environ |= urls | {"LOG_LEVEL": "WARNING", processes.MARK: str(data)}
+            os.environ |= {"SECRET_KEY": "bench", "PUNCTUAL_ADMIN_KEY": secrets.token_hex()}
             os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             with _database(f"punctual_bench_{os.getpid()}"):
                 os.environ |= _stock()
