@@ -19,7 +19,7 @@ from app.messages import Ticket
 from app.models import Attempt, Run, Task
 from app.states import Reason, RunState, TaskState
 
-LOST_AFTER = timedelta(seconds=4)
+LOST_AFTER = timedelta(seconds=3)
 """Without a heartbeat for this long a running run counts as lost. Workers renew each second."""
 
 LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}

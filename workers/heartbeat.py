@@ -29,10 +29,10 @@ from app.states import NodeKind
 from workers import durations
 from workers.cancelling import Canceller
 
-EVERY = 1.0
+EVERY = 0.5
 """Seconds between heartbeats; a run counts as lost after attempts.LOST_AFTER."""
 
-OFFER_EVERY = 15
+OFFER_EVERY = 30
 """Heartbeats between two announcements of what this worker can run; see queries.OFFERED_FOR."""
 
 OFFERED = ("queue", "signature", "parameters", "documentation", "last_seen_at")
