@@ -116,23 +116,8 @@ class Keeper:
                     self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        program = self.program
-        output = program.log.open("ab") if program.log else None
-        process = subprocess.Popen(
-            program.argv,
-            cwd=program.cwd,
-            env=program.env,
-            user=program.user,
-            group=program.group,
-            extra_groups=[] if program.user is not None else None,
-            stdin=subprocess.DEVNULL,
-            stdout=output or subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        if output:
-            output.close()
-        else:
+        process = spawn(self.program)
+        if process.stdout:
             threading.Thread(target=self._pump, args=(process.stdout,), daemon=True).start()
         return process
 
@@ -140,6 +125,26 @@ class Keeper:
         with lines:
             for line in lines:
                 self._sink(self.program.name, line.decode(errors="replace").rstrip())
+
+
+def spawn(program: Program) -> subprocess.Popen[bytes]:
+    """Starts a program in a session of its own, which nobody keeps running. Raises OSError."""
+    output = program.log.open("ab") if program.log else None
+    process = subprocess.Popen(
+        program.argv,
+        cwd=program.cwd,
+        env=program.env,
+        user=program.user,
+        group=program.group,
+        extra_groups=[] if program.user is not None else None,
+        stdin=subprocess.DEVNULL,
+        stdout=output or subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    if output:
+        output.close()
+    return process
 
 
 def stop(keepers: Collection[Keeper], *, patience: float = 7.0) -> None:

@@ -182,8 +182,17 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def rabbitmq(folder: Path) -> Iterator[tuple[Store, str]]:
-    """A RabbitMQ node with a name, a cookie, ports and a port mapper of its own. Yields its URL too."""
-    port, dist, mapper = (processes.free_port() for _ in range(3))
+    """A RabbitMQ node of the drill's own. Yields its URL too."""
+    port, mapper = processes.free_port(), processes.free_port()
+    epmd, node = rabbitmq_programs(folder, port, mapper)
+    with running(Store(epmd, lambda: _listens(mapper))):
+        store = Store(node, lambda: carries(port))
+        with running(store):
+            yield store, f"amqp://guest:guest@127.0.0.1:{port}//"
+
+
+def rabbitmq_programs(folder: Path, port: int, mapper: int) -> tuple[Program, Program]:
+    """A RabbitMQ node with a name, a cookie and ports of its own, and before it the port mapper that it needs."""
     home = folder / "rabbitmq"
     home.mkdir()
     (home / "rabbitmq.conf").write_text(RABBITMQ_SETTINGS.format(port=port), encoding="ascii")
@@ -201,7 +210,7 @@ def rabbitmq(folder: Path) -> Iterator[tuple[Store, str]]:
         "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "none.config"),
         "RABBITMQ_CONF_ENV_FILE": str(home / "env.conf"),  # not the machine's own
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
-        "RABBITMQ_DIST_PORT": str(dist),
+        "RABBITMQ_DIST_PORT": str(processes.free_port()),
         "ERL_EPMD_PORT": str(mapper),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_FLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -216,10 +225,7 @@ def rabbitmq(folder: Path) -> Iterator[tuple[Store, str]]:
         log=folder / "epmd.log",
     )
     node = Program(name="RabbitMQ", argv=[str(RABBITMQ)], cwd=home, env=env, log=folder / "rabbitmq.log")
-    with running(Store(epmd, lambda: _listens(mapper))):
-        store = Store(node, lambda: carries(port))
-        with running(store):
-            yield store, f"amqp://guest:guest@127.0.0.1:{port}//"
+    return epmd, node
 
 
 def has_rabbitmq() -> bool:

@@ -3,6 +3,7 @@
 import os
 from urllib.parse import urlsplit
 
+import engines
 import httpx
 import pytest
 import redis
@@ -32,7 +33,15 @@ def empty(broker):
 
 
 @pytest.fixture(scope="session")
-def make_stack(template, tmp_path_factory, request):
+def engine(tmp_path_factory):
+    """What runs the nodes."""
+    found = engines.find(tmp_path_factory.mktemp("nodes"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def make_stack(template, engine):
     """Makes stacks, each on a database of its own; stops and drops them at the end."""
     made = []
 
@@ -42,14 +51,13 @@ def make_stack(template, tmp_path_factory, request):
         name = f"punctual_{kind}_{os.getpid()}_{len(made)}"
         database = new_database(name, template)
         stores = {"DATABASE_URL": database.__enter__(), "BROKER_URL": broker}
-        stack = stacks.Stack(os.environ | stores, tmp_path_factory.mktemp(name))
+        stack = stacks.Stack(os.environ | stores, engine)
         made.append((stack, database))
         return stack
 
     yield make
     for stack, database in made:
-        stack.stop_all()
-        stack.api.close()
+        stack.close()
         database.__exit__(None, None, None)
 
 

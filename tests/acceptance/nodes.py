@@ -1,101 +1,106 @@
-"""A RabbitMQ node of the tests' own: killed, started again on the same port and data, impatient with consumers."""
+"""Workers and brokers as pytest-celery has them: a node, and in it the container that an engine of ours started."""
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
+import re
+import time
 from contextlib import suppress
-from pathlib import Path
 
 import amqp
-from stores import poll
+import psutil
+import pytest
+import pytest_celery
+from docker.errors import APIError
+from engines import AMQP
+from pytest_celery import CeleryTestContainer, CeleryTestWorker, CeleryWorkerContainer, RabbitMQTestBroker
+from pytest_docker_tools.exceptions import ContainerFailed
 
-RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""Debian's own script, below the one that changes the user."""
-
-ADVANCED = "[{{rabbit, [{{consumer_timeout, {timeout}}}, {{channel_tick_interval, 1000}}]}}]."
-"""Milliseconds in which a consumer must acknowledge what it was handed; channels are looked at each second."""
-
-
-def is_there():
-    return RABBITMQ.exists() and shutil.which("epmd") is not None
+from deploy import processes
 
 
-class Node:
-    """One node, with a name, a cookie, ports and a port mapper of its own."""
+class Container(CeleryTestContainer):
+    """A container, or a process like one, that has no address of its own, and no reader but its test."""
 
-    def __init__(self, home, consumer_timeout):
-        self.home = Path(home)
-        self.port, dist, self.mapper = (_free_port() for _ in range(3))
-        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
-        (self.home / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\n")
-        (self.home / "advanced.config").write_text(ADVANCED.format(timeout=int(consumer_timeout * 1000)))
-        (self.home / "enabled_plugins").write_text("[].\n")
-        (self.home / "env.conf").touch()
-        self.env = {
-            "PATH": os.environ["PATH"],
-            "LANG": "C.UTF-8",
-            "HOME": str(self.home),  # where Erlang keeps the cookie
-            "RABBITMQ_NODENAME": f"tests-{self.port}@localhost",
-            "RABBITMQ_MNESIA_BASE": str(self.home / "data"),
-            "RABBITMQ_LOG_BASE": str(self.home / "log"),
-            "RABBITMQ_LOGS": "-",
-            "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.home / "advanced.config"),
-            "RABBITMQ_CONF_ENV_FILE": str(self.home / "env.conf"),  # not the machine's own
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
-            "RABBITMQ_DIST_PORT": str(dist),
-            "ERL_EPMD_PORT": str(self.mapper),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_FLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-        }
-        self.processes = []
+    def ready(self):
+        """Whether it is up. A look: pytest-celery's own waits in steps of a second, and for an address first."""
+        if self.has_ended():
+            raise ContainerFailed(self, f"{self.name} ended before it was ready: {self.tail()}")
+        return self.status == "running" and (self.ready_prompt or "") in self.logs()
 
-    def start(self):
-        """Starts it, and returns when it answers."""
-        if not self.processes:
-            # a node that finds no port mapper starts one that would outlive it
-            self._spawn("epmd", "-address", "127.0.0.1", "-port", str(self.mapper))
-        self._spawn(str(RABBITMQ))
-        poll(self.version, within=90, every=0.1)
+    def has_ended(self):
+        self.reload()
+        return self.status == "exited"
 
-    def kill(self):
-        """Ends it as a power cut would."""
-        self._end(self.processes.pop())
+    def kill(self, signal=None):
+        with suppress(APIError):  # it has ended meanwhile
+            super().kill(signal)
 
-    def stop(self):
-        while self.processes:
-            self._end(self.processes.pop())
+    def restart(self, timeout=10):
+        """Starts it again, and does not wait."""
+        self._container.restart(timeout=timeout)
 
-    def version(self):
+    def wait(self, within):
+        """Waits until it has ended; returns its exit code."""
+        end = time.monotonic() + within
+        while not self.has_ended():
+            if time.monotonic() > end:
+                pytest.fail(f"{self.name} did not end within {within} s: {self.tail()}")
+            time.sleep(0.02)
+        return self.attrs["State"]["ExitCode"]
+
+    def tail(self, lines=30):
+        return "\n".join(self.logs().splitlines()[-lines:])
+
+    def teardown(self):
+        self._container.remove(v=True, force=True)
+
+
+class WorkerContainer(Container, CeleryWorkerContainer):
+    pass
+
+
+class Worker(CeleryTestWorker):
+    def hostname(self):
+        """The name that it gave itself."""
+        return re.search(r"(\S+@\S+) ready\.", self.logs())[1]
+
+    @property
+    def process(self):
+        """Its main process, whose children run the tasks."""
+        return psutil.Process(self.container.attrs["State"]["Pid"])
+
+
+class RabbitMQContainer(Container, pytest_celery.RabbitMQContainer):
+    def ready(self):
+        return super().ready() and self.server_version() is not None  # the log may tell of an earlier start
+
+    @property
+    def port(self):
+        [port] = self.ports[AMQP]
+        return port
+
+    @property
+    def url(self):
+        return self.host_url  # our workers share the machine's network
+
+    def connect(self):
+        return amqp.Connection(host=f"127.0.0.1:{self.port}", connect_timeout=3, read_timeout=3)
+
+    def server_version(self):
         """The server's version where it opens a channel, or None."""
-        with suppress(OSError, amqp.AMQPError), self._connection() as connection:
+        with suppress(OSError, amqp.AMQPError), self.connect() as connection:
             connection.channel()
             return tuple(int(part) for part in connection.server_properties["version"].split(".")[:3])
         return None
 
     def consumers(self, queue="default"):
         """How many consumers the queue has, or None where it cannot be asked yet."""
-        with suppress(OSError, amqp.AMQPError), self._connection() as connection:
+        with suppress(OSError, amqp.AMQPError), self.connect() as connection:
             return connection.channel().queue_declare(queue, passive=True).consumer_count
         return None
 
-    def _connection(self):
-        return amqp.Connection(host=f"127.0.0.1:{self.port}", connect_timeout=3, read_timeout=3)
 
-    def _spawn(self, *argv):
-        with (self.home / "out.log").open("ab") as log:
-            self.processes.append(
-                subprocess.Popen(argv, cwd=self.home, env=self.env, stdout=log, stderr=log, start_new_session=True)
-            )
-
-    def _end(self, process):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def rabbitmq(engine, consumer_timeout):
+    """A RabbitMQ of the tests' own, whose consumers must acknowledge what they are handed within that many seconds."""
+    # channels are looked at each second
+    patience = f"-rabbit consumer_timeout {int(consumer_timeout * 1000)} -rabbit channel_tick_interval 1000"
+    env = {"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": patience}
+    return RabbitMQTestBroker(RabbitMQContainer(engine.rabbitmq(processes.free_port(), env)))

@@ -3,17 +3,18 @@
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
-import pytest
 from celery import Celery
 from kombu import Connection
+from nodes import Container, Worker, WorkerContainer
+from pytest_celery import CeleryTestNode
 from stores import ROOT, poll
+
+from deploy.processes import free_port
 
 KEY = "punctual-test-key"
 ENDED = {"succeeded", "failed", "cancelled", "skipped"}
@@ -23,12 +24,6 @@ def procfile():
     """The command of each process type."""
     lines = (ROOT / "Procfile").read_text().splitlines()
     return dict(re.match(r"(\w+): (.+)", line).groups() for line in lines if line.strip())
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def parse(moment):
@@ -41,11 +36,11 @@ def at(seconds):
 
 
 class Stack:
-    """Processes on one database, one Redis and one broker, and a client of their API."""
+    """Nodes on one database, one Redis and one broker, and a client of their API."""
 
-    def __init__(self, stores, logs):
+    def __init__(self, stores, engine):
         self.port = free_port()
-        self.logs = Path(logs)
+        self.engine = engine
         self.env = (
             {name: value for name, value in os.environ.items() if not name.startswith("PUNCTUAL_")}
             | stores
@@ -59,21 +54,24 @@ class Stack:
                 "LOG_FORMAT": "console",
             }
         )
-        self.processes = {}
+        self.nodes = {}
+        self.app = Celery(broker=self.env["BROKER_URL"], set_as_current=False)
+        if not self.env["BROKER_URL"].startswith("amqp"):
+            self.app.conf.broker_transport_options = {"global_keyprefix": "punctual:broker:"}
         self.api = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}/api/v1", headers={"Authorization": f"Bearer {KEY}"}, timeout=10
         )
 
     def start(self, name, number=1, options="", **env):
-        """Starts a process of the Procfile in a session of its own, as a supervisor would."""
-        log = (self.logs / f"{name}.{number}.log").open("ab")
+        """Starts a process of the Procfile as a node, in the place of the one that had this name and number."""
+        if (name, number) in self.nodes:
+            self.nodes[name, number].teardown()
         command = ["bash", "-c", f"exec {procfile()[name].removeprefix('exec ')} {options}"]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=self.env | env, stdout=log, stderr=log, start_new_session=True
-        )
-        log.close()
-        self.processes[name, number] = process
-        return process
+        started = self.engine.python(f"{name}.{number}", command, self.env | env)
+        is_worker = name == "worker"
+        node = Worker(WorkerContainer(started), self.app) if is_worker else CeleryTestNode(Container(started))
+        self.nodes[name, number] = node
+        return node
 
     def start_all(self, beats=2):
         self.start("web")
@@ -94,25 +92,26 @@ class Stack:
             return False
 
     def stop(self, name, number=1, sig=signal.SIGTERM, within=20):
-        """Ends a process by a signal and waits for it; returns its exit code."""
-        process = self.processes.pop((name, number))
-        # a worker's children must outlive a polite signal to end their runs; a power cut takes them all
-        (os.killpg if sig == signal.SIGKILL else os.kill)(process.pid, sig)
-        try:
-            return process.wait(within)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            pytest.fail(f"{name} did not stop within {within} s of signal {sig}: {self.tail(name, number)}")
+        """Ends a node by a signal and waits for it; returns its exit code."""
+        node = self.nodes[name, number]
+        node.kill(sig)
+        return node.container.wait(within)
 
     def stop_all(self):
-        for name, number in list(self.processes):
-            os.kill(self.processes[name, number].pid, signal.SIGTERM)
-        for name, number in list(self.processes):
+        for node in self.nodes.values():
+            node.kill(signal.SIGTERM)
+        for name, number in self.nodes:
             self.stop(name, number)
 
+    def close(self):
+        """Removes the nodes, also those that did not stop."""
+        for node in self.nodes.values():
+            node.teardown()
+        self.api.close()
+        self.app.close()
+
     def tail(self, name, number=1, lines=30):
-        return "\n".join((self.logs / f"{name}.{number}.log").read_text().splitlines()[-lines:])
+        return self.nodes[name, number].container.tail(lines)
 
     def depth(self, queue="default"):
         """How many messages of a queue no worker has taken."""
@@ -124,10 +123,7 @@ class Stack:
 
     def control(self, command, timeout=10, **arguments):
         """What the one worker answers to `celery control COMMAND` or `celery inspect COMMAND`."""
-        with Celery(broker=self.env["BROKER_URL"]) as app:
-            if not self.env["BROKER_URL"].startswith("amqp"):
-                app.conf.broker_transport_options = {"global_keyprefix": "punctual:broker:"}
-            [answer] = app.control.broadcast(command, arguments=arguments, reply=True, timeout=timeout, limit=1)
+        [answer] = self.app.control.broadcast(command, arguments=arguments, reply=True, timeout=timeout, limit=1)
         return next(iter(answer.values()))
 
     def create(self, **fields):

@@ -8,7 +8,6 @@ import time
 from datetime import UTC, datetime
 from itertools import pairwise
 
-import psutil
 import pytest
 from stores import GIVEN, poll
 
@@ -37,15 +36,12 @@ def stack(make_stack):
 
 
 def start_worker(stack, number):
-    log = stack.logs / f"worker.{number}.log"
-    before = log.read_text().count(" ready. ") if log.exists() else 0
-    stack.start("worker", number, options="--concurrency=2")
-    poll(lambda: log.read_text().count(" ready. ") > before, within=30, every=0.1)
+    poll(stack.start("worker", number, options="--concurrency=2").ready, within=30, every=0.1)
 
 
 def kill_process(stack, number):
     """Kills one of a worker's processes, which replaces it. Returns when."""
-    victims = poll(lambda: psutil.Process(stack.processes["worker", number].pid).children(), within=20)
+    victims = poll(stack.nodes["worker", number].process.children, within=20)
     random.choice(victims).kill()
     return datetime.now(UTC)
 

@@ -3,7 +3,6 @@
 import time
 
 import nodes
-import psutil
 import pytest
 from stack import at
 from stores import need, poll
@@ -16,19 +15,19 @@ PER_QUEUE = (3, 11, 15)
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    need("a RabbitMQ that can be started and killed", there=nodes.is_there())
-    made = nodes.Node(tmp_path_factory.mktemp("rabbitmq"), CONSUMER_TIMEOUT)
+def node(engine):
+    need("a RabbitMQ that can be started and killed", there=engine.has_rabbitmq)
+    made = nodes.rabbitmq(engine, CONSUMER_TIMEOUT)
     try:
-        made.start()
+        poll(made.ready, within=90, every=0.1)
         yield made
     finally:
-        made.stop()
+        made.teardown()
 
 
 @pytest.fixture(scope="module")
 def stack(make_stack, node):
-    made = make_stack("own", node.url)
+    made = make_stack("own", node.config()["host_url"])
     made.start("web")
     made.start("beat")
     made.start("worker", options="--concurrency=2")
@@ -39,7 +38,7 @@ def stack(make_stack, node):
 
 def processes(stack):
     """The worker and its children: who they are."""
-    worker = psutil.Process(stack.processes["worker", 1].pid)
+    worker = stack.nodes["worker", 1].process
     return {process.pid for process in [worker, *worker.children()]}
 
 
@@ -59,7 +58,7 @@ def test_a_run_longer_than_the_consumer_timeout_is_recorded_once_by_the_same_pro
     assert max(late) < 10_000
     assert processes(stack) == before
     cut_off = "PRECONDITION_FAILED" in stack.tail("worker", lines=1000)
-    assert cut_off is (node.version() < PER_QUEUE)
+    assert cut_off is (node.container.server_version() < PER_QUEUE)
     poll(lambda: stack.depth() == 0)
 
 
@@ -70,9 +69,10 @@ def test_workers_consume_again_within_five_seconds_of_the_brokers_return(stack, 
     load = stack.create(schedule={"type": "interval", "every": 1}, overlap="allow", catchup={"policy": "all"})
     poll(lambda: [run for run in stack.runs(load) if run["state"] == "succeeded"])
     node.kill()
-    node.start()
+    node.restart()
+    poll(node.ready, within=90, every=0.1)
     start = time.monotonic()
-    poll(node.consumers, within=5, every=0.05)
+    poll(node.container.consumers, within=5, every=0.05)
     print(f"consuming again {time.monotonic() - start:.1f} s after the broker's return")
     fresh = sleeper(stack, 0)
     assert stack.ended(fresh, within=10)[0]["state"] == "succeeded"

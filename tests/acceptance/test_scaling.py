@@ -5,7 +5,6 @@ import re
 import time
 
 import httpx
-import psutil
 import pytest
 from stores import GIVEN, poll
 
@@ -28,20 +27,19 @@ def stack(make_stack):
 
 @pytest.fixture
 def worker(stack):
-    """Starts a worker between the bounds 2 and 8, and stops it at the end."""
+    """Starts a worker between the bounds 2 and 8, and stops it at the end, when it must have logged no error."""
 
     def start(**env):
-        before = len(logged(stack, r" ready\. "))
-        stack.start("worker", options="--autoscale=8,2", **env)
-        poll(lambda: len(logged(stack, r" ready\. ")) > before, within=30, every=0.1)
+        poll(stack.start("worker", options="--autoscale=8,2", **env).ready, within=30, every=0.1)
         assert size(stack) == 2
 
     yield start
     stack.stop("worker")
+    assert logged(stack, "(?m)^.*(?:WorkerLost|exited with|ERROR).*$") == []
 
 
 def children(stack):
-    return psutil.Process(stack.processes["worker", 1].pid).children()
+    return stack.nodes["worker", 1].process.children()
 
 
 def size(stack):
@@ -72,8 +70,7 @@ def all_ended(stack, tasks):
 
 
 def logged(stack, pattern):
-    log = stack.logs / "worker.1.log"
-    return re.findall(pattern, log.read_text()) if log.exists() else []
+    return re.findall(pattern, stack.nodes["worker", 1].logs())
 
 
 def test_twenty_long_runs_bring_up_eight_processes_within_five_seconds(stack, worker):
@@ -115,6 +112,4 @@ def test_cycles_up_and_down_lose_nothing_and_hang_nothing(stack, worker):
         ups += 1
     poll(lambda: all_ended(stack, tasks), within=60, every=1)
     assert {attempt for _, attempt in states(stack, tasks)} == {1}
-    log = (stack.logs / "worker.1.log").read_text()
-    assert [line for line in log.splitlines() if "WorkerLost" in line or "exited with" in line or "ERROR" in line] == []
     print(f"{ups} cycles, {len(tasks)} runs")

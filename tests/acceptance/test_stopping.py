@@ -1,6 +1,5 @@
 """A worker that is told to stop: nothing is lost, nothing counts as failed, and what waits goes elsewhere at once."""
 
-import re
 import signal
 import time
 
@@ -25,18 +24,14 @@ def worker(stack):
     started = []
 
     def start(number, **env):
-        stack.start("worker", number, options="--concurrency=1 --prefetch-multiplier=4", **env)
+        node = stack.start("worker", number, options="--concurrency=1 --prefetch-multiplier=4", **env)
         started.append(number)
-        poll(lambda: is_ready(stack, number), within=20)
+        poll(node.ready, within=20)
+        return node
 
     yield start
     for number in started:
-        if ("worker", number) in stack.processes:
-            stack.stop("worker", number)
-
-
-def is_ready(stack, number):
-    return re.search(r" ready\. ", (stack.logs / f"worker.{number}.log").read_text())
+        stack.stop("worker", number)
 
 
 def running(stack, task):
@@ -48,18 +43,18 @@ def sleeper(stack, seconds, **fields):
 
 
 def test_a_run_longer_than_the_grace_is_given_back_and_tried_elsewhere_without_counting(stack, worker):
-    worker(1, PUNCTUAL_STOP_GRACE="1")
+    first = worker(1, PUNCTUAL_STOP_GRACE="1")
     task = sleeper(stack, 8)  # a single attempt is allowed
     poll(lambda: running(stack, task))
     start = time.monotonic()
     assert stack.stop("worker", 1, within=10) == 0
     print(f"the worker was gone after {time.monotonic() - start:.1f} s of a grace of 1 s")
-    worker(2)
+    second = worker(2)
     [run] = stack.ended(task)
     read = stack.api.get(f"/runs/{run['id']}").json()
     assert [attempt["outcome"] for attempt in read["attempts"]] == ["given_back", "succeeded"]
     assert (read["state"], read["reason"], read["error"]) == ("succeeded", None, None)
-    assert read["attempts"][0]["worker"] != read["attempts"][1]["worker"]
+    assert [attempt["worker"] for attempt in read["attempts"]] == [first.hostname(), second.hostname()]
     stack.stop("worker", 2)
 
 
@@ -70,12 +65,12 @@ def test_what_has_not_started_is_given_back_at_once_and_what_runs_may_end(stack,
     waiting = burst(stack, 3, seconds=0)
     poll(lambda: {state for state, _ in states(stack, waiting)} == {"queued"})
     poll(lambda: stack.depth() == 0)
-    stack.processes["worker", 3].send_signal(signal.SIGTERM)
+    stack.nodes["worker", 3].kill(signal.SIGTERM)
     start = time.monotonic()
     poll(lambda: stack.depth() == 3, within=4)
     print(f"what waited was back after {time.monotonic() - start:.1f} s")
     assert running(stack, first)
-    assert stack.processes.pop(("worker", 3)).wait(20) == 0
+    assert stack.nodes["worker", 3].container.wait(within=20) == 0
     [run] = stack.ended(first, within=1)
     assert (run["state"], run["attempt"]) == ("succeeded", 1)
     worker(4)
@@ -101,14 +96,13 @@ def test_a_worker_of_a_name_that_still_stands_is_ready_within_ten_seconds_and_ne
     ends = []
     for number in (11, 12):
         start = time.monotonic()
-        stack.start("worker", number, options="--concurrency=1 --hostname=same@here")
-        poll(lambda number=number: is_ready(stack, number), within=10)
+        poll(stack.start("worker", number, options="--concurrency=1 --hostname=same@here").ready, within=10)
         ends.append(time.monotonic() - start)
     print(f"ready after {ends[0]:.1f} and {ends[1]:.1f} s")
     task = sleeper(stack, 0)
     [run] = stack.ended(task)
     assert run["state"] == "succeeded"
     for number in (11, 12):
-        assert stack.processes["worker", number].poll() is None
+        assert not stack.nodes["worker", number].container.has_ended()
         assert stack.stop("worker", number) == 0
         assert "Traceback" not in stack.tail("worker", number, lines=1000)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 from amqp.exceptions import AccessRefused
 from celery import Celery
 from kombu import Connection, Queue
+from nodes import Worker, WorkerContainer
 from stores import ROOT, need, poll
 from test_workers import channel, headers, is_amqp, send, take
 
@@ -52,9 +54,9 @@ def strangers_env(stack):
 
 
 @pytest.fixture
-def billing(stack, strangers_env, tmp_path):
+def billing(stack, strangers_env):
     """The worker of another app, and a Punctual that knows its targets."""
-    with knowing(stack, "billing.*@billing"), serving(strangers_env, tmp_path / "billing.log"):
+    with knowing(stack, "billing.*@billing"), serving(stack, strangers_env):
         yield
 
 
@@ -79,7 +81,7 @@ def restart(stack, processes, **env):
     for name, number in processes:
         stack.stop(name, number)
         stack.start(name, number, **env)
-    if ("beat", 2) in stack.processes:
+    if ("beat", 2) in stack.nodes:
         stack.stop("beat", 2)
     stack.wait_ready()
 
@@ -108,16 +110,16 @@ def confined(stack):
 
 
 @contextmanager
-def serving(env, log):
+def serving(stack, env):
     command = ["celery", "-A", "billing", "worker", "--concurrency=1", "--loglevel=INFO"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=STRANGERS, env=env, stdout=out, stderr=out, start_new_session=True)
+    node = Worker(WorkerContainer(stack.engine.python("billing", command, env, STRANGERS)), stack.app)
     try:
-        poll(lambda: "ready." in log.read_text(), within=30)
-        yield process
+        poll(node.ready, within=30)
+        yield node
     finally:
-        process.terminate()
-        process.wait(20)
+        node.kill(signal.SIGTERM)
+        node.container.wait(within=20)
+        node.teardown()
 
 
 def test_an_app_with_nothing_of_ours_registers_a_task_and_reads_it_back(stack, strangers_env):
@@ -216,11 +218,11 @@ def test_another_apps_target_runs_there_and_its_answer_is_recorded(stack, billin
     assert run["id"] in read["error"]["message"]
 
 
-def test_an_app_with_no_more_rights_than_it_needs_calls_and_is_called(stack, confined, strangers_env, tmp_path):
+def test_an_app_with_no_more_rights_than_it_needs_calls_and_is_called(stack, confined, strangers_env):
     env = strangers_env | {"BROKER_URL": confined}
     with (
         knowing(stack, "billing.*@billing"),
-        serving(env, tmp_path / "billing.log"),
+        serving(stack, env),
         Celery("billing", broker=confined, backend="rpc://", set_as_current=False) as app,
     ):
         app.conf.task_default_queue = "billing"

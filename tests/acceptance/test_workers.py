@@ -7,7 +7,6 @@ import signal
 import uuid
 from contextlib import contextmanager
 
-import psutil
 from kombu import Connection
 from stack import at
 from stores import ROOT, poll
@@ -39,7 +38,7 @@ def take(stack, queue):
 
 
 def children(stack):
-    return psutil.Process(stack.processes["worker", 1].pid).children()
+    return stack.nodes["worker", 1].process.children()
 
 
 def headers(name="debug.echo", **changed):
