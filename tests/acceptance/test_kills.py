@@ -61,7 +61,10 @@ def gaps(stack, interrupted, kills):
         for attempt, following in pairwise(tries):
             assert attempt["outcome"] == "lost"
             began, again = (datetime.fromisoformat(each["started_at"]) for each in (attempt, following))
-            yield (again - min(at for at in kills if at >= began)).total_seconds()
+            waited = (again - min(at for at in kills if at >= began)).total_seconds()
+            if waited > WITHIN:
+                print(f"\nlong: {run['id']}", attempt, following, [at for at in kills if began <= at <= again])
+            yield waited
 
 
 def test_every_run_ends_once_and_what_a_kill_interrupted_starts_again_in_time(stack, task_of):
