@@ -9,7 +9,9 @@ import shutil
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import flask
 import pytest
+from flask.sessions import SecureCookieSessionInterface
 from playwright.sync_api import expect, sync_playwright
 from stack import KEY
 from stores import ROOT
@@ -24,6 +26,12 @@ QUIET = [
     "--disable-sync",
     "--no-first-run",
 ]
+SECRET = "a key for tests only"
+"""What the stack signs sessions with."""
+
+STILL = 0.02
+"""A layout shift, as browsers measure it, that nobody sees; a tenth is what they call good."""
+
 SOON = 15_000
 """Milliseconds for what takes a beat, a worker and a refresh."""
 
@@ -256,6 +264,62 @@ def test_every_page_fits_its_window_and_reads_well(chromium, stack, scheme):
                 expect(shown.locator("html")).to_have_attribute("data-bs-theme", scheme)
                 visit.shoot(f"{page.replace('/', '-') or 'overview'}-{name}-{scheme}")
                 assert contrast(shown) == []
+
+
+def test_a_viewer_is_offered_no_change_and_refused_it(chromium, stack):
+    task = stack.create(name="for-all-to-see", schedule={"type": "interval", "every": 86400})
+    with visiting(chromium, stack, viewport=SIZES["desk"]) as visit:
+        form = visit.open(f"/tasks/{task['id']}").locator("form", has_text="Run now").first
+        sent = form.evaluate(
+            "form => ({action: form.action, body: new URLSearchParams(new FormData(form)).toString()})"
+        )
+        write_session(visit, role="viewer")
+        for address in ("/", "/tasks", f"/tasks/{task['id']}", "/runs", "/week", "/cluster"):
+            page = visit.open(address)
+            offered = {name.strip() for name in page.get_by_role("button").all_inner_texts()}
+            assert offered <= {"", "Sign out", "Find"}, address
+            assert page.get_by_role("link", name=re.compile("New task|Edit|Duplicate")).count() == 0
+        status = page.evaluate(
+            """({action, body}) => fetch(action, {method: "POST", body,
+                 headers: {"Content-Type": "application/x-www-form-urlencoded"}}).then((answer) => answer.status)""",
+            sent,
+        )
+        assert status == 403
+        assert stack.runs(task) == []
+
+
+def serializer():
+    """Signs sessions as the stack's web does."""
+    app = flask.Flask("sessions")
+    app.secret_key = SECRET
+    return SecureCookieSessionInterface().get_signing_serializer(app)
+
+
+def read_session(visit):
+    [cookie] = [each for each in visit.page.context.cookies() if each["name"] == "punctual"]
+    return serializer().loads(cookie["value"])
+
+
+def write_session(visit, **values):
+    value = serializer().dumps(read_session(visit) | values)
+    visit.page.context.add_cookies([{"name": "punctual", "value": value, "url": visit.base}])
+
+
+def test_nothing_jumps_when_a_page_refreshes(chromium, stack):
+    for number in range(4):
+        stack.create(name=f"busy-{number}", schedule={"type": "interval", "every": 1 + number}, max_runs=15)
+    for size in SIZES.values():
+        with visiting(chromium, stack, viewport=size) as visit:
+            for address in ("/tasks", "/cluster"):
+                page = visit.open(address)
+                page.evaluate(
+                    """() => { window.shifts = []; new PerformanceObserver((list) => window.shifts.push(
+                         ...list.getEntries().map((each) => each.value))).observe({type: "layout-shift"}); }"""
+                )
+                with page.expect_response(lambda answer: answer.request.headers.get("x-part") == "live"):
+                    pass
+                page.wait_for_timeout(1_500)
+                assert sum(page.evaluate("window.shifts")) < STILL, address
 
 
 CONTRAST = """() => {

@@ -174,7 +174,9 @@ def test_every_page_lets_a_browser_load_nothing_but_ours(browser, task, run):
             assert tag != "style", address
             assert tag != "script" or attrs["src"].startswith("/ui/"), address
             for name in ("src", "href", "action"):
-                assert not (attrs.get(name) or "").startswith(("http:", "//")) or "/calendar/" in attrs[name]
+                told = attrs.get(name) or ""
+                # links to calendars and to Flower are whole addresses, and load nothing
+                assert not told.startswith(("http:", "//")) or (tag == "a" and told.startswith("http://localhost"))
 
 
 def test_what_a_user_gave_is_text_wherever_it_is_shown(client, browser, register):
@@ -554,6 +556,20 @@ def test_the_calendar_of_a_task_needs_no_session_and_is_of_that_task_alone(app, 
     assert "SUMMARY:pay\\; the\\, bills\r\n" in answer.text
     assert all(len(line.encode()) <= 75 for line in answer.text.split("\r\n"))
     assert app.test_client().get(path.replace(".ics", "x.ics")).status_code == 404
+
+
+def test_the_calendar_of_a_filter_has_the_slots_of_all_that_it_finds_in_their_order(app, browser, register):
+    for hour in (9, 8):
+        schedule = {"type": "cron", "expression": f"0 {hour} * * *"}
+        register(name=f"at-{hour}", labels={"team": "billing"}, schedule=schedule)
+    register(name="other", schedule={"type": "cron", "expression": "0 7 * * *"})
+    page = browser.get("/week?label=team:billing").text
+    [address] = [attrs["href"] for tag, attrs in Tags(page).found if "/calendar/" in (attrs.get("href") or "")]
+    told = app.test_client().get(address.removeprefix("http://localhost")).text
+    starts = re.findall(r"DTSTART:(\S+)", told)
+    assert len(starts) == 100
+    assert starts == sorted(starts)
+    assert set(re.findall(r"SUMMARY:(\S+)", told)) == {"at-8", "at-9"}
 
 
 def test_an_unknown_page_is_a_page_and_a_store_that_is_away_is_said_on_one(browser, no_database):

@@ -1,5 +1,7 @@
 """The cluster: beats, workers, queues, targets, and what was set aside."""
 
+from urllib.parse import urlsplit
+
 import flask
 
 from app import broker, db, nodes, queries, settings
@@ -19,4 +21,5 @@ def cluster() -> flask.Response:
         depths=broker.depths(queue.name for queue in found.queues),  # after the transaction: it goes over the network
         present_for=nodes.PRESENT,
         buckets=settings.load().PUNCTUAL_BUCKETS,
+        flower=f"{flask.request.scheme}://{urlsplit(flask.request.host_url).hostname}:{settings.load().FLOWER_PORT}/",
     )

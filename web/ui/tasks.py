@@ -76,7 +76,7 @@ def show_task(task_id: UUID) -> flask.Response:
         durations=charts.history(runs, showing.took, lambda run: str(run.state)),
         coming=[(slot, showing.exact(slot, zone)) for slot in coming],
         zone=zone,
-        calendar=week.calendar_address(task),
+        calendar=week.calendar_address(task=str(task.id), name=task.name),
     )
 
 

@@ -18,7 +18,10 @@ from web.ui.pages import blp, page
 
 DAYS = 7
 EVENTS = 50
-"""Slots in the calendar of a task."""
+"""Slots of one task in a calendar."""
+
+MANY, MOST = 100, 1_000
+"""Tasks in a calendar of some, the soonest first, and slots in it."""
 
 FOLD = 73
 """Octets of a calendar's line, after which it goes on in the next one."""
@@ -47,28 +50,41 @@ def week() -> flask.Response:
         hour=hour,
         hour_at=None if hour is None else found.start + timedelta(hours=hour),
         due=[] if hour is None else found.at(hour),
+        calendar=calendar_address(**{name: asked[name] for name in ("q", "target", "label") if name in asked}),
     )
 
 
 @blp.get("/calendar/<token>.ics")
 def calendar(token: str) -> flask.Response:
-    """The next slots of a task for a program that has no session: the address itself is the key to it."""
+    """The next slots of a task, or of some, for a program that has no session: the address itself is the key to it."""
     try:
         given = _signer().loads(token)
     except BadSignature as exc:
         raise errors.NotFound from exc
-    task_id = UUID(given)
     with db.transaction() as session:
-        task = queries.task(session, task_id)
         now = db.now(session)
-        coming = tasks.upcoming(session, now, task_id, EVENTS) if task.state == TaskState.ACTIVE else []
-    text = "".join(f"{each}\r\n" for each in _calendar(task, coming, now))
+        if "task" in given:
+            chosen = [queries.task(session, UUID(given["task"]))]
+        else:
+            wanted, _ = reading.filters(web_schemas.TasksQuerySchema(), given)
+            chosen = queries.tasks(session, **wanted | {"order": "next", "limit": MANY}).items
+        coming = [
+            (slot, task)
+            for task in chosen
+            if task.state == TaskState.ACTIVE
+            for slot in tasks.upcoming(session, now, task.id, EVENTS)
+        ]
+        coming.sort(key=lambda event: event[0])
+        text = "".join(f"{each}\r\n" for each in _calendar(given.get("name", "Punctual"), coming[:MOST], now))
     return flask.Response(text, content_type="text/calendar; charset=utf-8")
 
 
-def calendar_address(task: Task) -> str:
-    """Where a task's calendar is. Another administrator's key or SECRET_KEY makes it void."""
-    return flask.url_for("ui.calendar", token=_signer().dumps(str(task.id)), _external=True)
+def calendar_address(**given: str) -> str:
+    """Where a calendar is: of the `task` of an id, or of those that filters of the list choose; `name` is its title.
+
+    Another administrator's key or SECRET_KEY makes it void.
+    """
+    return flask.url_for("ui.calendar", token=_signer().dumps(given), _external=True)
 
 
 def _signer() -> URLSafeSerializer:
@@ -92,16 +108,15 @@ def _cell(hour: int, loads: list[int], top: int) -> dict[str, Any] | None:
     return {"number": hour, "load": loads[hour], "level": level}
 
 
-def _calendar(task: Task, slots: list[datetime], now: datetime) -> Iterator[str]:
+def _calendar(name: str, events: list[tuple[datetime, Task]], now: datetime) -> Iterator[str]:
     """RFC 5545."""
     yield from ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//Punctual//EN")
-    yield from _folded(f"X-WR-CALNAME:{_escaped(task.name)}")
-    for slot in slots:
+    yield from _folded(f"X-WR-CALNAME:{_escaped(name)}")
+    for slot, task in events:
         yield "BEGIN:VEVENT"
         yield from _folded(f"UID:{task.id}-{slot:%Y%m%dT%H%M%SZ}@punctual")
         yield f"DTSTAMP:{now:%Y%m%dT%H%M%SZ}"
         yield f"DTSTART:{slot:%Y%m%dT%H%M%SZ}"
-        yield f"DURATION:PT{max(1, round(task.timeout.total_seconds()))}S"
         yield from _folded(f"SUMMARY:{_escaped(task.name)}")
         yield from _folded(f"DESCRIPTION:{_escaped(f'{task.target}: {showing.words(task)}')}")
         yield "TRANSP:TRANSPARENT"
