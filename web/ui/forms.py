@@ -183,8 +183,8 @@ def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
     zone = schedule.get("timezone") or "UTC"
     size, every = _every(schedule.get("every"))
     known = {each["name"]: each["annotation"] for each in parameters}
-    own = {name: value for name, value in task.kwargs.items() if name in known}
-    others = {name: value for name, value in task.kwargs.items() if name not in known}
+    own = {name: reading.typed(value, known[name]) for name, value in task.kwargs.items() if name in known}
+    others = {name: value for name, value in task.kwargs.items() if not own.get(name)}
     form = TaskForm(
         data={
             "name": task.name,
@@ -220,7 +220,7 @@ def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
             "version": _text(task.version),
         }
     )
-    form.typed_arguments = {ARGUMENT + name: reading.typed(value, known[name]) for name, value in own.items()}
+    form.typed_arguments = {ARGUMENT + name: text for name, text in own.items()}
     return form
 
 

@@ -31,7 +31,7 @@ def parsed(text: str, field: str) -> Any:
 
 def value(text: str, annotation: str | None) -> Any:
     """An argument: text where the target wants text, else JSON where it is some, else the text."""
-    if annotation and "str" in annotation:
+    if _is_text(annotation):
         return text
     try:
         return json.loads(text)
@@ -39,9 +39,23 @@ def value(text: str, annotation: str | None) -> Any:
         return text
 
 
-def typed(value: Any, annotation: str | None) -> str:
-    """How a person would have typed an argument: `value` gives it back."""
-    return value if isinstance(value, str) and annotation and "str" in annotation else json.dumps(value)
+def typed(given: Any, annotation: str | None) -> str:
+    """How a person would type an argument; empty where no text means it."""
+    plain = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    means = [
+        text for text in (plain, json.dumps(given, ensure_ascii=False)) if _is_same(value(text, annotation), given)
+    ]
+    return means[0] if means and means[0].strip() else ""
+
+
+def _is_text(annotation: str | None) -> bool:
+    kinds = {part.strip() for part in (annotation or "").split("|")} - {"None"}
+    return bool(kinds) and kinds <= {"str", "Optional[str]"}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Python takes 1, 1.0 and true for equal."""
+    return json.dumps(one) == json.dumps(other)
 
 
 def instant(text: str, zone: str, field: str) -> str | None:
