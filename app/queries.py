@@ -239,11 +239,6 @@ def has_tasks(session: Session) -> bool:
     return bool(session.scalar(select(select(Task.id).exists())))
 
 
-def parameters(session: Session, target: str) -> list[Any] | None:
-    """What a target takes; None where nobody has told."""
-    return session.scalar(select(Target.parameters).where(Target.name == target))
-
-
 def outcomes(session: Session, task_ids: Collection[UUID], count: int) -> dict[UUID, list[str]]:
     """The states of the last runs of each task, oldest first. One statement for all of them."""
     if not task_ids:

@@ -515,6 +515,28 @@ def test_lists_are_filtered_and_a_filter_that_cannot_be_read_is_said(browser, re
     assert "Must be a time" in browser.get("/runs?since=yesterday").text
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["/week?hour=%C2%B2", f"/week?hour={'9' * 5000}", "/week?hour=168", "/tasks?q=%00", "/runs?target=%00",
+     "/tasks?after=x", "/tasks?order=x&state=y&label=z", "/runs?task_id=x&state=y&until=z"],
+)  # fmt: skip
+def test_a_broken_address_is_answered_with_a_page(browser, address):
+    assert browser.get(address).status_code in {200, 422}
+
+
+def test_a_form_that_holds_what_no_column_takes_is_shown_again(send, register):
+    for given in ({"target": "a\0b"}, {"name": "a\0b"}, {"kwargs": '{"a": "\\u0000"}'}, {"labels": "a\0: b"}):
+        answer = send("/tasks/new", **FORM | given)
+        assert answer.status_code == 422, given
+        assert "U+0000" in answer.text
+    task = register()
+    assert send(f"/tasks/{task['id']}/edit", **FORM, name="x", version="9" * 5000).status_code == 303
+
+
+def test_a_form_that_is_too_large_is_refused(send):
+    assert send("/tasks/new", **FORM, description="x" * 300_000).status_code == 413
+
+
 @pytest.mark.parametrize("order", ["newest", "name", "next"])
 def test_each_order_has_every_task_once_page_by_page(browser, register, monkeypatch, order):
     monkeypatch.setattr("web.ui.tasks.LIMIT", 7)

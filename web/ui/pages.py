@@ -23,6 +23,9 @@ from web import auth
 from web.ui import showing
 
 HERE = Path(__file__).parent
+MAX_FORM = 256 * 1024
+"""Bytes of a form: arguments may have 32 KiB, and each of their characters may be sent as nine."""
+
 PART = "X-Part"
 """The header that names the block of the template that is wanted."""
 
@@ -58,7 +61,8 @@ def register(app: flask.Flask) -> None:
 
 @blp.before_request
 def protect() -> None:
-    """Refuses what a page of somebody else has sent. Raises Malformed."""
+    """Refuses what a page of somebody else has sent, and what is no form of ours. Raises Malformed or TooLarge."""
+    flask.request.max_content_length = MAX_FORM
     try:
         csrf.protect()
     except CSRFError as exc:

@@ -1,5 +1,6 @@
 """Registering and changing a task: the form, and what it would mean while one types."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from web import auth
 from web.ui import forms, showing
 from web.ui.pages import PART, blp, page
 
+VERSION = re.compile(r"[0-9]{1,9}")
 SLOTS = 5
 COMPARED = 25
 """Slots of the old and the new schedule that are held against each other."""
@@ -116,7 +118,9 @@ def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]]) -> Tas
         if not changed:
             return task
         version = form.text("version")
-        return tasks.change(session, now, task.id, changed, version=int(version) if version.isdigit() else None)
+        return tasks.change(
+            session, now, task.id, changed, version=int(version) if VERSION.fullmatch(version) else None
+        )
 
 
 def _changes(task: Task, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
@@ -155,10 +159,10 @@ def _outlook(form: forms.TaskForm, now: datetime) -> Outlook:
     try:
         plan = tasks.preview(now, form.schedule(), COMPARED)
         shown = [(slot, showing.exact(slot, zone)) for slot in plan.slots[:SLOTS]]
+        added, removed = _difference(form.task, plan.slots, now)
     except errors.Invalid as exc:
         said = [sentence for _, sentence in forms.flat((), exc.errors)]
         return Outlook(words="", slots=[], warnings=[], added=[], removed=[], problems=said)
-    added, removed = _difference(form.task, plan.slots, now)
     return Outlook(
         words=plan.description, slots=shown, warnings=plan.warnings, added=added, removed=removed, problems=[]
     )
@@ -181,7 +185,8 @@ def form_has_problems(form: forms.TaskForm) -> bool:
 
 def _named(session: Session, target: str) -> list[Mapping[str, Any]]:
     """The parameters of a target that have a field each."""
-    return _fields(queries.parameters(session, target))
+    offered = (each.target for each in queries.targets(session))
+    return _fields(next((each.parameters for each in offered if each.name == target), None))
 
 
 def _fields(parameters: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:

@@ -27,18 +27,23 @@ FOLD = 73
 """Octets of a calendar's line, after which it goes on in the next one."""
 
 
+class FilterSchema(web_schemas.TasksQuerySchema):
+    """Which tasks, and which hour of the week is looked at, counted from the one that it is now."""
+
+    hour = web_schemas.Digits(0, DAYS * 24 - 1)
+
+
 @blp.get("/week")
 def week() -> flask.Response:
     """Shows how much falls on each hour of the next seven days."""
     asked = {name: value for name, value in flask.request.args.items() if value}
-    wanted, problems = reading.filters(web_schemas.TasksQuerySchema(), asked)
+    wanted, problems = reading.filters(FilterSchema(), asked)
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
     with db.transaction() as session:
         found = forecast.forecast(session, db.now(session), DAYS, queries.like(**named))
         targets = [each.target.name for each in queries.targets(session)]
     loads = found.loads()
-    chosen = asked.get("hour", "")
-    hour = int(chosen) if chosen.isdigit() and int(chosen) < found.count else None
+    hour = wanted.get("hour")
     return page(
         "week",
         found=found,

@@ -58,15 +58,22 @@ const seen = new Map();
 
 async function refresh(part, address, options = {}) {
   const place = document.getElementById(part);
+  const sign = document.getElementById("alive");
   place.ariaBusy = "true";
   try {
     const answer = await fetch(address, {
       ...options, headers: {[PART]: part}, credentials: "same-origin", redirect: "manual", cache: "no-cache",
     });
-    if (answer.type === "opaqueredirect") return location.reload();  // the session has ended
-    const date = Date.parse(answer.headers.get("Date"));
-    if (Math.abs(date - Date.now()) > 5 * TICK) ahead = date - Date.now();
+    if (answer.type === "opaqueredirect" && !options.method) return location.reload();  // the session has ended
+    if (!answer.ok) throw new Error(answer.statusText);
+    const skew = Date.parse(answer.headers.get("Date")) - Date.now();
+    ahead = Math.abs(skew) > 5 * TICK ? skew : 0;
+    sign.textContent = "Live";
     return put(part, place, await answer.text(), options.insist);
+  } catch {
+    sign.hidden = false;
+    sign.textContent = "Not reached, still trying";
+    return undefined;
   } finally {
     place.ariaBusy = "false";
   }
@@ -94,12 +101,7 @@ function keepLive() {
   const look = async () => {
     if (document.hidden || waiting) return;
     waiting = true;
-    try {
-      await refresh("live", location.href);
-      sign.textContent = "Live";
-    } catch {
-      sign.textContent = "Not reached, still trying";
-    }
+    await refresh("live", location.href);
     waiting = false;
   };
   setInterval(look, every);
