@@ -6,7 +6,7 @@ Tasks of one schedule are counted together, so that 100,000 tasks cost as much a
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -50,6 +50,10 @@ class Forecast:
     missing: int
     """Tasks that are not counted, as there was no time for their slots."""
 
+    @property
+    def end(self) -> datetime:
+        return self.start + self.count * HOUR
+
     def loads(self) -> list[int]:
         """Runs per hour."""
         total: Counter[int] = Counter()
@@ -64,20 +68,30 @@ class Forecast:
         return sorted(due, key=lambda group: group.tasks * group.hours[hour], reverse=True)
 
 
-def forecast(session: Session, now: datetime, days: int, wanted: ColumnElement[bool]) -> Forecast:
-    """The load of the hours ahead, of the active tasks that are wanted."""
-    start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+def groups(session: Session, now: datetime, days: int, wanted: ColumnElement[bool]) -> Sequence[Any]:
+    """The active tasks that are wanted and due within these days, those together that are due at the same hours."""
+    among = (Task.state == TaskState.ACTIVE) & (Task.next_run_at < _start(now) + timedelta(days=days)) & wanted
+    return session.execute(_groups(among)).all()
+
+
+def forecast(rows: Sequence[Any], now: datetime, days: int) -> Forecast:
+    """The load of the hours ahead."""
+    start = _start(now)
     end = start + timedelta(days=days)
-    groups = []
+    found = []
     missing = 0
     give_up = time.monotonic() + PATIENCE
-    for row in session.execute(_groups((Task.state == TaskState.ACTIVE) & (Task.next_run_at < end) & wanted)):
+    for row in rows:
         if time.monotonic() > give_up:
             missing += row.tasks
             continue
         words, hours = _due(row, start, end)
-        groups.append(Group(words=words, tasks=row.tasks, example=row.example, hours=hours))
-    return Forecast(start=start, count=days * 24, groups=groups, missing=missing)
+        found.append(Group(words=words, tasks=row.tasks, example=row.example, hours=hours))
+    return Forecast(start=start, count=days * 24, groups=found, missing=missing)
+
+
+def _start(now: datetime) -> datetime:
+    return now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def _groups(among: ColumnElement[bool]) -> Select[Any]:

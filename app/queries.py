@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+import marshmallow as ma
 from sqlalchemy import ColumnElement, Select, Uuid, func, select, true, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import db, errors, nodes, settings
+from app import db, errors, fields, nodes, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
 from app.models import Attempt, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
@@ -302,12 +303,13 @@ def _page(
 
 def _encode(value: Any, key: UUID) -> str:
     text = value.isoformat() if isinstance(value, datetime) else value
-    return base64.urlsafe_b64encode(json.dumps([text, str(key)]).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(json.dumps([text, str(key)], ensure_ascii=False).encode()).decode().rstrip("=")
 
 
 def _decode(cursor: str, order: Order) -> tuple[Any, ...]:
     try:
         value, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        fields.check_text(value)
         return order.read(value), UUID(key)
-    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error, ma.ValidationError) as exc:
         raise errors.Invalid(errors={"after": ["Not a cursor that a list gave you as `next`."]}) from exc

@@ -137,7 +137,11 @@ def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, 
 
 def upcoming(session: Session, now: datetime, task_id: UUID, limit: int) -> list[datetime]:
     """The next slots that will be fired as the task stands."""
-    task = _find(session, task_id)
+    return coming(_find(session, task_id), now, limit)
+
+
+def coming(task: Task, now: datetime, limit: int) -> list[datetime]:
+    """The next slots that will be fired of a task as it stands."""
     if task.next_run_at is None:
         return []
     left = limit if task.max_runs is None else min(limit, task.max_runs - task.run_count)
@@ -154,9 +158,17 @@ class Preview:
     warnings: list[str]
 
 
-def preview(now: datetime, schedule: Any, count: int) -> Preview:
+def preview(
+    now: datetime,
+    schedule: Any,
+    count: int,
+    *,
+    starts_at: datetime | None = None,
+    ends_at: datetime | None = None,
+) -> Preview:
     """What a schedule would mean for a task that is registered now. Raises Invalid."""
-    table = schedules.Timetable(task_id=NOBODY, schedule=parse(schedule, now))
+    read = parse(schedule, now)
+    table = schedules.Timetable(task_id=NOBODY, schedule=read, starts_at=starts_at, ends_at=ends_at)
     coming = list(islice(slots(table, now), count))
     warnings = schedules.warnings(table, now=now)
     if coming[0] <= now:  # of a time that has passed only that is to be said: it has no slot from now on to speak of

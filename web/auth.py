@@ -66,7 +66,8 @@ def guard() -> None:
 def bearer(header: str) -> str | None:
     """The key that an Authorization header holds."""
     scheme, _, key = header.partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
+    # WSGI's headers are bytes in latin-1's clothes
+    return key.strip().encode("latin-1", "replace").decode(errors="replace") if scheme.lower() == "bearer" else None
 
 
 def key_role(key: str | None) -> Role | None:
@@ -74,7 +75,7 @@ def key_role(key: str | None) -> Role | None:
     admin = settings.load().PUNCTUAL_ADMIN_KEY
     if key is None or admin is None:
         return None
-    given = key.encode("latin-1", "replace")  # WSGI's headers are bytes in latin-1's clothes
+    given = key.encode(errors="replace")
     return Role.ADMIN if hmac.compare_digest(given, admin.get_secret_value().encode()) else None
 
 

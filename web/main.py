@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import flask
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
 
 from app import settings
 from web import auth, docs, errors, ui
@@ -14,6 +15,20 @@ RESOURCES = (tasks, runs, schedules, targets, cluster, health)
 
 SESSION_IDLE = timedelta(hours=12)
 """A session that was not used for so long ends."""
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Sessions whose time is counted from what a person does: what a page asks for by itself does not renew them.
+
+    Else an open tab would stay signed in for ever, and write back a session that another one has just left.
+    """
+
+    def should_set_cookie(self, app: flask.Flask, session: SessionMixin) -> bool:
+        by_itself = ui.PART in flask.request.headers or flask.request.endpoint in {"ui.static", "bootstrap.static"}
+        return session.modified or (super().should_set_cookie(app, session) and not by_itself)
+
+    def get_cookie_secure(self, app: flask.Flask) -> bool:  # noqa: ARG002 - Flask's own signature
+        return flask.request.is_secure
 
 
 def create_app() -> flask.Flask:
@@ -29,6 +44,7 @@ def create_app() -> flask.Flask:
     }
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers keep the contract's order
     app.url_map.merge_slashes = False  # an address with a doubled slash is unknown, not redirected in HTML
+    app.session_interface = Sessions()
     auth.register(app)
     errors.register(app)
     app.after_request(harden)

@@ -16,8 +16,8 @@ MAX_BULK = 1000
 MAX_BULK_BODY = 8 * 1024 * 1024
 MAX_LIMIT = 200
 MAX_COUNT = 100
-CURSOR = 200
-"""Characters of a cursor, with room to spare."""
+CURSOR = 2_000
+"""Characters of a cursor, with room to spare: it may hold a name."""
 
 
 class Digits(fields.Integer):

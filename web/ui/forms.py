@@ -12,6 +12,7 @@ from wtforms import BooleanField, HiddenField, RadioField, SelectChoice, SelectF
 from app import errors
 from app.fields import number
 from app.models import Task
+from app.schedules import zones
 from app.states import Catchup, Overlap
 from web.ui import reading
 
@@ -45,7 +46,7 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
     """A task to register or to change."""
 
     name = StringField("Name")
-    description = StringField("Description")
+    description = TextAreaField("Description")
     labels = TextAreaField("Labels")
     target = StringField("Target")
     args = TextAreaField("Positional arguments")
@@ -94,7 +95,7 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
         """What the form asks for, as a client would send it. Raises Invalid where a field cannot be read."""
         zone = self.text("timezone") or "UTC"
         return {
-            "name": self.text("name") or None,
+            "name": self.text("name") or (self.task.name if self.task else None),
             "description": self.text("description"),
             "labels": _labels(self.text("labels")),
             "target": self.text("target"),
@@ -131,19 +132,20 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
                 return {"type": "cron", "expression": self.text("expression"), "timezone": zone}
             case "interval":
                 every = _number(self.text("every"), None)
-                size = int(self.text("unit") or 1)
                 anchor = reading.instant(self.text("anchor"), zone, "anchor")
-                seconds = every * size if isinstance(every, int | float) else every
+                seconds = round(every * self._unit(), 3) if isinstance(every, int | float) else every
                 return {"type": "interval", "every": seconds} | ({"anchor": anchor} if anchor else {})
             case "once":
                 return {"type": "once", "at": reading.instant(self.text("at"), zone, "at")}
             case "rrule":
                 starts = reading.instant(self.text("starts"), zone, "starts")
                 return {"type": "rrule", "rule": self.text("rule"), "starts": starts, "timezone": zone}
-            case _:
+            case "now":
                 # one that is now already has had its time: naming it anew would run it once more
                 was_now = self.task is not None and self.task.schedule["type"] == "now"
                 return dict(self.task.schedule) if self.task and was_now else {"type": "now"}
+            case _:
+                raise errors.Invalid(errors={"kind": ["Choose one of them."]})
 
     def arguments(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments by name: each from its own field, the others from the JSON."""
@@ -162,8 +164,18 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
         return str(self.typed_arguments.get(ARGUMENT + name, ""))
 
     def text(self, name: str) -> str:
+        """What stands in a field, without what a browser adds to it or takes away."""
         value = self[name].data
-        return value.strip() if isinstance(value, str) else ""
+        if not isinstance(value, str):
+            return ""
+        lines = value.splitlines()
+        return ("\n" if isinstance(self[name], TextAreaField) else "").join(lines).strip()
+
+    def _unit(self) -> int:
+        unit = self.text("unit")
+        if unit not in UNITS:
+            raise errors.Invalid(errors={"unit": ["Choose one of them."]})
+        return int(unit)
 
     def blame(self, problems: errors.FieldErrors) -> None:
         """Puts each problem to its field; what belongs to none is said above the form."""
@@ -181,11 +193,13 @@ def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
     """The form as a task would have been typed."""
     schedule = task.schedule
     zone = schedule.get("timezone") or "UTC"
+    zone = zone if zone in zones.names() else "UTC"  # one that is not known any more
     size, every = _every(schedule.get("every"))
     known = {each["name"]: each["annotation"] for each in parameters}
     own = {name: reading.typed(value, known[name]) for name, value in task.kwargs.items() if name in known}
     others = {name: value for name, value in task.kwargs.items() if not own.get(name)}
     form = TaskForm(
+        formdata=None,  # whatever is being sent
         data={
             "name": task.name,
             "description": task.description,
@@ -218,8 +232,9 @@ def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
             "backoff_jitter": task.backoff_jitter,
             "pause_after_failures": _text(task.pause_after_failures),
             "version": _text(task.version),
-        }
+        },
     )
+    form.task = task
     form.typed_arguments = {ARGUMENT + name: text for name, text in own.items()}
     return form
 

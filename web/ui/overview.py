@@ -5,7 +5,7 @@ from typing import Any
 
 import flask
 
-from app import broker, db, nodes, queries, summaries
+from app import db, nodes, queries, summaries
 from app.states import RunState, TaskState
 from web.ui import charts
 from web.ui.pages import blp, page
@@ -32,6 +32,6 @@ def overview() -> flask.Response:
         minutes = summaries.minutes(session, now)
     shown["outcomes"] = charts.outcomes(minutes)
     shown["latenesses"] = charts.latenesses(minutes)
-    shown["depths"] = broker.depths(queue.name for queue in shown["cluster"].queues)
-    shown["present"] = [node for node in shown["cluster"].beats if now - node.seen_at < nodes.PRESENT]
+    for kind in ("beats", "workers"):
+        shown[kind] = [node for node in getattr(shown["cluster"], kind) if now - node.seen_at < nodes.PRESENT]
     return page("overview", **shown)

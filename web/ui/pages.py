@@ -18,7 +18,7 @@ from flask_bootstrap import Bootstrap5
 from flask_wtf import CSRFProtect
 from flask_wtf.csrf import CSRFError
 
-from app import errors
+from app import clock, errors
 from web import auth
 from web.ui import showing
 
@@ -28,6 +28,8 @@ MAX_FORM = 256 * 1024
 
 PART = "X-Part"
 """The header that names the block of the template that is wanted."""
+
+PARTS = frozenset({"live", "outlook", "arguments"})
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "
@@ -54,7 +56,12 @@ def register(app: flask.Flask) -> None:
     app.jinja_env.undefined = jinja2.StrictUndefined
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters |= showing.FILTERS
-    app.jinja_env.globals |= showing.GLOBALS | {"may": auth.may, "url_with": url_with, "asset": asset}
+    app.jinja_env.globals |= showing.GLOBALS | {
+        "may": auth.may,
+        "url_with": url_with,
+        "asset": asset,
+        "server_time": clock.now,
+    }
     app.register_blueprint(blp)
     app.jinja_env.globals["ui"] = app.jinja_env.get_template("ui/_macros.html").module
 
@@ -87,12 +94,12 @@ def page(template: str, status: int = 200, **shown: Any) -> flask.Response:
     found = app.jinja_env.get_template(f"ui/{template}.html")
     part = flask.request.headers.get(PART)
     shown |= {"page": template}
-    if part in found.blocks:
+    if part in PARTS and part in found.blocks:
         app.update_template_context(shown)
         text = "".join(found.blocks[part](found.new_context(shown)))
     else:
         text = flask.render_template(found, **shown)
-    response = flask.make_response(text, status)
+    response = harden(flask.make_response(text, status))  # here too: an unknown address belongs to no blueprint
     if flask.request.method == "GET" and status == 200:  # noqa: PLR2004
         response.add_etag()
         response.make_conditional(flask.request)
@@ -100,14 +107,14 @@ def page(template: str, status: int = 200, **shown: Any) -> flask.Response:
 
 
 def done(said: str, otherwise: str) -> flask.Response:
-    """Says what was done, on the page that the form stood on; `otherwise` where it does not say which."""
+    """Says what was done, on the page that the button stood on; `otherwise` where it does not say which."""
+    return lead(said, local(flask.request.form.get("back")) or otherwise)
+
+
+def lead(said: str, address: str) -> flask.Response:
+    """Says what was done, on this page."""
     flask.flash(said)
-    return _see(flask.request.form.get("back"), otherwise)
-
-
-def _see(back: str | None, otherwise: str) -> flask.Response:
-    # werkzeug's redirect is a plain response
-    return flask.make_response(flask.redirect(local(back) or otherwise, 303))
+    return flask.make_response(flask.redirect(address, 303))  # werkzeug's is a plain response
 
 
 def local(address: str | None) -> str | None:

@@ -42,10 +42,13 @@ def value(text: str, annotation: str | None) -> Any:
 def typed(given: Any, annotation: str | None) -> str:
     """How a person would type an argument; empty where no text means it."""
     plain = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    if annotation == "bool" and not isinstance(given, bool):
+        return ""  # its field offers only the two
     means = [
         text for text in (plain, json.dumps(given, ensure_ascii=False)) if _is_same(value(text, annotation), given)
     ]
-    return means[0] if means and means[0].strip() else ""
+    fits = means and means[0].strip() and len(means[0].splitlines()) == 1  # browsers drop line breaks
+    return means[0] if fits else ""
 
 
 def _is_text(annotation: str | None) -> bool:

@@ -1,5 +1,6 @@
 """Registering and changing a task: the form, and what it would mean while one types."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from app.models import Task
 from app.schedules import zones
 from app.states import Role
 from web import auth
-from web.ui import forms, showing
+from web.ui import forms, reading, showing
 from web.ui.pages import PART, blp, page
 
 VERSION = re.compile(r"[0-9]{1,9}")
 SLOTS = 5
 COMPARED = 25
 """Slots of the old and the new schedule that are held against each other."""
+
+STALE = "Somebody changed this task meanwhile. What you see is yours: saving it now replaces theirs."
 
 EXAMPLES = {
     "cron": [
@@ -50,7 +53,7 @@ class Outlook:
 @auth.needs(Role.EDITOR)
 def new_task() -> flask.Response:
     """Asks for a task; `like` names one to begin from."""
-    like = flask.request.args.get("like", "")
+    like = flask.request.args.get("like", "").replace("\0", "")
     with db.transaction() as session:
         if like:
             model = queries.task(session, queries.task_id(session, like))
@@ -98,6 +101,10 @@ def _save(task_id: UUID | None) -> flask.Response:
             task = _write(form, parameters)
         except (errors.Invalid, errors.Conflict) as exc:
             form.blame(exc.errors or {"name": [exc.message]})
+        except errors.Stale:
+            with db.transaction() as session:
+                form.version.data = str(queries.task(session, UUID(str(task_id))).version)
+            form.other_problems.append(STALE)
         else:
             bell.ring(task.bucket)
             flask.flash(f"{task.name} is saved." if task_id else f"{task.name} is registered.")
@@ -114,7 +121,7 @@ def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]]) -> Tas
         if form.task is None:
             return tasks.create(session, now, fields)
         task = queries.task(session, form.task.id)
-        changed = _changes(task, fields, now)
+        changed = _changes(task, given, parameters, fields)
         if not changed:
             return task
         version = form.text("version")
@@ -123,14 +130,24 @@ def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]]) -> Tas
         )
 
 
-def _changes(task: Task, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """What differs from the task: a schedule that is only named again would count anew from now."""
-    schema = schemas.TaskSchema()
-    dumped = schema.dump(task)
-    had = schemas.load(schema, {name: dumped[name] for name in fields})
-    if tasks.parse(fields["schedule"], now) == tasks.parse(had["schedule"], now):
-        fields = fields | {"schedule": had["schedule"]}
-    return {name: value for name, value in fields.items() if value != had[name]}
+def _changes(
+    task: Task, given: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]], fields: dict[str, Any]
+) -> dict[str, Any]:
+    """What a person has changed: what was sent otherwise than the form had shown it.
+
+    It is held against the form and not against the task, of which a form shows some things less exactly. And a
+    schedule that is only named again would count anew from now.
+    """
+    try:
+        shown = forms.filled(task, parameters).given(parameters)
+    except errors.Invalid:  # its schedule cannot be read any more: whatever is sent mends it
+        return fields
+    return {name: value for name, value in fields.items() if not _is_same(given[name], shown[name])}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Python takes 1, 1.0 and true for equal."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Response:
@@ -157,22 +174,27 @@ def _outlook(form: forms.TaskForm, now: datetime) -> Outlook:
     """The words, the next slots and the warnings of the schedule that the form holds right now."""
     zone = form.text("timezone") or "UTC"
     try:
-        plan = tasks.preview(now, form.schedule(), COMPARED)
-        shown = [(slot, showing.exact(slot, zone)) for slot in plan.slots[:SLOTS]]
-        added, removed = _difference(form.task, plan.slots, now)
+        texts = {name: reading.instant(form.text(name), zone, name) for name in ("starts_at", "ends_at")}
+        bounds = {name: datetime.fromisoformat(text) if text else None for name, text in texts.items()}
+        plan = tasks.preview(now, form.schedule(), COMPARED, **bounds)
     except errors.Invalid as exc:
         said = [sentence for _, sentence in forms.flat((), exc.errors)]
         return Outlook(words="", slots=[], warnings=[], added=[], removed=[], problems=said)
+    added, removed = _difference(form.task, plan.slots, now)
+    shown = [(slot, showing.exact(slot, zone)) for slot in plan.slots[:SLOTS]]
     return Outlook(
         words=plan.description, slots=shown, warnings=plan.warnings, added=added, removed=removed, problems=[]
     )
 
 
 def _difference(task: Task | None, new: list[datetime], now: datetime) -> tuple[list[datetime], list[datetime]]:
-    """Which of the next slots an edit adds, and which it takes away, as far as both are known."""
+    """Which of the next slots an edit adds, and which it takes away, as far as both are known; jitter aside."""
     if task is None or task.next_run_at is None:
         return [], []
-    old = tasks.preview(now, task.schedule, COMPARED).slots
+    try:
+        old = tasks.preview(now, task.schedule, COMPARED, starts_at=task.starts_at, ends_at=task.ends_at).slots
+    except errors.Invalid:  # it has no slot left, or cannot be read any more
+        return new[:SLOTS], []
     end = min(max(old), max(new)) if len(old) == len(new) == COMPARED else max(old + new)
     added = sorted(slot for slot in set(new) - set(old) if slot <= end)
     removed = sorted(slot for slot in set(old) - set(new) if slot <= end)

@@ -14,9 +14,12 @@ from app.states import Role, TaskState
 from web import auth
 from web import schemas as web_schemas
 from web.ui import charts, reading, showing, week
-from web.ui.pages import blp, done, page
+from web.ui.pages import blp, done, lead, page
 
 LIMIT = 50
+MOST = 200
+"""Tasks that are steered together at most."""
+
 MARKS = 12
 """Outcomes shown in a row."""
 
@@ -113,7 +116,7 @@ def run_task(task_id: UUID) -> flask.Response:
     with db.transaction() as session:
         run = tasks.run(session, db.now(session), task_id, fields["args"], fields["kwargs"])
     bell.ring_run(run, tasks.bucket(task_id))
-    return done("It runs now.", flask.url_for("ui.show_run", run_id=run.id))
+    return lead("It runs now.", flask.url_for("ui.show_run", run_id=run.id))
 
 
 @blp.post("/tasks/<uuid:task_id>/delete")
@@ -123,7 +126,7 @@ def delete_task(task_id: UUID) -> flask.Response:
     with db.transaction() as session:
         tasks.delete(session, db.now(session), task_id)
     bell.ring(tasks.bucket(task_id))
-    return done("The task is deleted. Its runs are kept.", flask.url_for("ui.all_tasks"))
+    return lead("The task is deleted. Its runs are kept.", flask.url_for("ui.all_tasks"))
 
 
 @blp.post("/tasks/<uuid:task_id>/backfill")
@@ -162,14 +165,14 @@ def steer_tasks() -> flask.Response:
         raise errors.Malformed("Choose what is to be done with the selection.")
     if not auth.may(role):
         raise errors.Forbidden(f"This takes the role {role}.")
-    chosen = [UUID(each) for each in flask.request.form.getlist("task") if _is_id(each)]
+    chosen = [UUID(each) for each in flask.request.form.getlist("task")[:MOST] if _is_id(each)]
     kept: list[str] = []
     for task_id in chosen:
         try:
             with db.transaction() as session:
                 act(session, db.now(session), task_id)
             bell.ring(tasks.bucket(task_id))
-        except (errors.Conflict, errors.NotFound) as exc:
+        except (errors.Conflict, errors.NotFound, errors.Unavailable) as exc:
             kept.append(exc.message)
     if kept:
         flask.flash(f"{showing.count(len(kept), 'task')} left as it was: {kept[0]}")

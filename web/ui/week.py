@@ -1,6 +1,7 @@
 """The week ahead as a heat map, and calendars for other programs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -9,6 +10,7 @@ import flask
 from itsdangerous import BadSignature, URLSafeSerializer
 
 from app import db, errors, forecast, queries, tasks
+from app.fields import Instant, instant
 from app.models import Task
 from app.states import TaskState
 from web import auth
@@ -28,9 +30,9 @@ FOLD = 73
 
 
 class FilterSchema(web_schemas.TasksQuerySchema):
-    """Which tasks, and which hour of the week is looked at, counted from the one that it is now."""
+    """Which tasks, and which hour of the week is looked at."""
 
-    hour = web_schemas.Digits(0, DAYS * 24 - 1)
+    hour = Instant()
 
 
 @blp.get("/week")
@@ -40,10 +42,13 @@ def week() -> flask.Response:
     wanted, problems = reading.filters(FilterSchema(), asked)
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
     with db.transaction() as session:
-        found = forecast.forecast(session, db.now(session), DAYS, queries.like(**named))
+        now = db.now(session)
+        groups = forecast.groups(session, now, DAYS, queries.like(**named))
         targets = [each.target.name for each in queries.targets(session)]
+    found = forecast.forecast(groups, now, DAYS)  # after the transaction: it may take its time
     loads = found.loads()
-    hour = wanted.get("hour")
+    at = wanted.get("hour")
+    hour = (at - found.start) // timedelta(hours=1) if at and found.start <= at < found.end else None
     return page(
         "week",
         found=found,
@@ -55,7 +60,7 @@ def week() -> flask.Response:
         hour=hour,
         hour_at=None if hour is None else found.start + timedelta(hours=hour),
         due=[] if hour is None else found.at(hour),
-        calendar=calendar_address(**{name: asked[name] for name in ("q", "target", "label") if name in asked}),
+        calendar=calendar_address(**{name: asked[name] for name in named}),
     )
 
 
@@ -71,17 +76,20 @@ def calendar(token: str) -> flask.Response:
         if "task" in given:
             chosen = [queries.task(session, UUID(given["task"]))]
         else:
-            wanted, _ = reading.filters(web_schemas.TasksQuerySchema(), given)
+            wanted, problems = reading.filters(web_schemas.TasksQuerySchema(), given)
+            if problems:
+                raise errors.NotFound
             chosen = queries.tasks(session, **wanted | {"order": "next", "limit": MANY}).items
-        coming = [
-            (slot, task)
-            for task in chosen
-            if task.state == TaskState.ACTIVE
-            for slot in tasks.upcoming(session, now, task.id, EVENTS)
-        ]
-        coming.sort(key=lambda event: event[0])
-        text = "".join(f"{each}\r\n" for each in _calendar(given.get("name", "Punctual"), coming[:MOST], now))
+    events = sorted(_events(chosen, now), key=lambda event: event[0])
+    text = "".join(f"{each}\r\n" for each in _calendar(given.get("name", "Punctual"), events[:MOST], now))
     return flask.Response(text, content_type="text/calendar; charset=utf-8")
+
+
+def _events(chosen: Sequence[Task], now: datetime) -> Iterator[tuple[datetime, Task]]:
+    for task in chosen:
+        if task.state == TaskState.ACTIVE:
+            with suppress(errors.Invalid):  # one that cannot be computed is none of the others'
+                yield from ((slot, task) for slot in tasks.coming(task, now, EVENTS))
 
 
 def calendar_address(**given: str) -> str:
@@ -93,7 +101,8 @@ def calendar_address(**given: str) -> str:
 
 
 def _signer() -> URLSafeSerializer:
-    return URLSafeSerializer(auth.fingerprint(), salt="calendar")
+    # the fingerprint alone would not do: each session's cookie shows it
+    return URLSafeSerializer(flask.current_app.secret_key or "", salt=f"calendar {auth.fingerprint()}")
 
 
 def _rows(found: forecast.Forecast, loads: list[int]) -> Iterator[dict[str, Any]]:
@@ -103,14 +112,14 @@ def _rows(found: forecast.Forecast, loads: list[int]) -> Iterator[dict[str, Any]
     for day in range(DAYS + bool(lead)):
         date = (found.start - timedelta(hours=lead) + timedelta(days=day)).date()
         hours = range(day * 24 - lead, day * 24 - lead + 24)
-        yield {"date": date, "hours": [_cell(hour, loads, top) for hour in hours]}
+        yield {"date": date, "hours": [_cell(found.start, hour, loads, top) for hour in hours]}
 
 
-def _cell(hour: int, loads: list[int], top: int) -> dict[str, Any] | None:
+def _cell(start: datetime, hour: int, loads: list[int], top: int) -> dict[str, Any] | None:
     if not 0 <= hour < len(loads):
         return None
     level = 0 if not loads[hour] else min(4, 1 + loads[hour] * 4 // (top + 1))
-    return {"number": hour, "load": loads[hour], "level": level}
+    return {"at": instant(start + timedelta(hours=hour)), "load": loads[hour], "level": level}
 
 
 def _calendar(name: str, events: list[tuple[datetime, Task]], now: datetime) -> Iterator[str]:

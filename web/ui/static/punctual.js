@@ -29,7 +29,11 @@ const exact = new Intl.DateTimeFormat(undefined, {
 });
 
 /* The page's clock: the server's, so that a wrong one here shows no wrong countdown. */
-let ahead = 0;
+let ahead = skewed(Number(document.documentElement.dataset.now) - Date.now());
+
+function skewed(by) {
+  return Math.abs(by) > 5 * TICK ? by : 0;
+}
 
 function tell(element) {
   const at = Date.parse(element.dateTime);
@@ -53,51 +57,76 @@ function tellAll() {
   document.querySelectorAll("time[datetime]").forEach(tell);
 }
 
-/* Fetches a part of a page and puts it in its place, unless nothing has changed or somebody is at work in it. */
+/* Fetches a part of a page and puts it in its place, unless nothing has changed, a later question was asked, or somebody
+   is at work in it. */
 const seen = new Map();
+const asked = new Map();
+const PATIENCE = 10 * TICK;
 
 async function refresh(part, address, options = {}) {
   const place = document.getElementById(part);
-  const sign = document.getElementById("alive");
+  const number = (asked.get(part) || 0) + 1;
+  asked.set(part, number);
   place.ariaBusy = "true";
   try {
     const answer = await fetch(address, {
       ...options, headers: {[PART]: part}, credentials: "same-origin", redirect: "manual", cache: "no-cache",
+      signal: AbortSignal.timeout(PATIENCE),
     });
-    if (answer.type === "opaqueredirect" && !options.method) return location.reload();  // the session has ended
+    const ended = answer.type === "opaqueredirect";
+    if (ended && !options.method) return location.reload();
+    if (ended) return say("Your session has ended: sign in in another tab");
     if (!answer.ok) throw new Error(answer.statusText);
-    const skew = Date.parse(answer.headers.get("Date")) - Date.now();
-    ahead = Math.abs(skew) > 5 * TICK ? skew : 0;
-    sign.textContent = "Live";
-    return put(part, place, await answer.text(), options.insist);
+    const text = await answer.text();
+    if (asked.get(part) !== number) return undefined;
+    ahead = skewed(Date.parse(answer.headers.get("Date")) - Date.now());
+    return put(part, place, text, options.insist);
   } catch {
-    sign.hidden = false;
-    sign.textContent = "Not reached, still trying";
-    return undefined;
+    return say("Not reached, still trying");
   } finally {
-    place.ariaBusy = "false";
+    if (asked.get(part) === number) place.ariaBusy = "false";
   }
 }
 
+function say(what) {
+  const sign = document.getElementById("alive");
+  sign.hidden = false;
+  sign.textContent = what;
+}
+
 function put(part, place, text, insist) {
-  const busy = place.contains(document.activeElement) && document.activeElement !== document.body;
-  if (seen.get(part) === text || (busy && !insist)) return;
+  const chosen = getSelection();
+  const inside = (node) => node && node !== document.body && place.contains(node);
+  const busy = inside(document.activeElement) || (!chosen.isCollapsed && inside(chosen.anchorNode));
+  if (busy && !insist) return say("Held while you are in it");
+  if (!insist) say("Live");
+  if (seen.get(part) === text) return undefined;
   const ticked = [...place.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value);
   const opened = [...place.querySelectorAll("details")].map((each) => each.open);
+  const scrolled = [...place.querySelectorAll("pre")].map((each) => each.scrollTop);
+  place.querySelectorAll("input:not([type=checkbox]), select").forEach((each) => typed.set(each.name, each.value));
+  const at = document.activeElement?.name;
   seen.set(part, text);
   place.innerHTML = text;
   place.querySelectorAll("input[type=checkbox]").forEach((box) => { box.checked = ticked.includes(box.value); });
-  place.querySelectorAll("details").forEach((each, at) => { if (opened[at]) each.open = true; });
-  tellAll();
+  place.querySelectorAll("details").forEach((each, index) => { if (opened[index]) each.open = true; });
+  place.querySelectorAll("pre").forEach((each, index) => { each.scrollTop = scrolled[index] || 0; });
+  place.querySelectorAll("input:not([type=checkbox]), select").forEach((each) => {
+    if (typed.get(each.name)) each.value = typed.get(each.name);
+    if (busy && each.name === at) each.focus();
+  });
+  return tellAll();
 }
+
+/* What was typed into fields that went with a target's name, and come back with it. */
+const typed = new Map();
 
 function keepLive() {
   const place = document.querySelector("#live[data-every]");
   const every = place ? Number(place.dataset.every) * TICK : 0;
   if (!every) return;
-  const sign = document.getElementById("alive");
   let waiting = false;
-  sign.hidden = false;
+  say("Live");
   const look = async () => {
     if (document.hidden || waiting) return;
     waiting = true;
@@ -132,9 +161,10 @@ function watchDraft() {
   if (!form) return;
   const ask = (part) => refresh(part, location.href, {method: "POST", body: new FormData(form), insist: true});
   const mean = later(() => ask("outlook"), TYPING);
+  const take = later(() => ask("arguments"), TYPING);
   form.addEventListener("input", (event) => {
-    if (event.target.closest(".schedule")) mean();
-    if ("arguments" in event.target.dataset) later(() => ask("arguments"), TYPING)();
+    if ("arguments" in event.target.dataset) take();
+    else if (!event.target.closest("#arguments")) mean();
   });
   form.addEventListener("click", (event) => {
     const put = event.target.closest("[data-put]");
@@ -165,8 +195,10 @@ document.addEventListener("DOMContentLoaded", () => {
     document.cookie = `theme=${theme}; path=/; max-age=31536000; samesite=lax`;
   });
   document.addEventListener("submit", (event) => {
-    const question = event.target.dataset.ask;
+    const question = event.submitter?.dataset.ask || event.target.dataset.ask;
     if (question && !confirm(question)) event.preventDefault();
+    const back = event.target.elements.namedItem("back");
+    if (back && event.target.id) back.value = location.pathname + location.search;  // filters may have changed it
   });
   document.addEventListener("change", (event) => {
     const name = event.target.dataset.all;
