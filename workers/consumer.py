@@ -34,6 +34,9 @@ EVENTS_EVERY = 0.25
 
 EVENTS_TOGETHER = 500
 
+FORGET_EVERY = 1_000
+"""Messages between two looks for time limits of runs that have ended."""
+
 ABOUT_THE_MESSAGE = (LookupError, TypeError, ValueError, AttributeError)
 """What a message that a stranger sent makes Celery stumble over."""
 
@@ -45,6 +48,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
     wants_calls: bool | None = None
     """Whether this worker was started to answer calls: `-Q` may leave their queue out."""
+
+    received = 0
 
     events_at = 0.0
     """When the events that are kept are sent, on the monotonic clock."""
@@ -124,6 +129,9 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         handle = super().create_task_handler(**kwargs)
 
         def receive(message: Any) -> None:
+            self.received += 1
+            if self.received % FORGET_EVERY == 0:
+                pool.forget_timers(self.timer)
             try:
                 handle(message)
             except ABOUT_THE_MESSAGE as exc:

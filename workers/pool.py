@@ -3,6 +3,7 @@
 All of it runs in the worker's loop, which alone writes to the processes and reads from them.
 """
 
+import heapq
 import time
 from typing import Any
 
@@ -48,6 +49,16 @@ def expect_end(process: Any) -> None:
 def process_of(pool: Any, pid: int) -> Any:
     """The process with that id, or None where it is gone."""
     return pool._process_by_pid(pid)[0]
+
+
+def forget_timers(timer: Any) -> None:
+    """Forgets the time limits of jobs that have ended.
+
+    Celery cancels them, and kombu keeps what is cancelled until its time comes: half a KiB for each run of the last
+    five minutes, or of the last day where that is the limit.
+    """
+    timer._queue[:] = [each for each in timer._queue if not each.entry.canceled]
+    heapq.heapify(timer._queue)
 
 
 def settle(pool: Any, within: float = 1.0) -> None:

@@ -6,6 +6,7 @@ import time
 import pytest
 from celery.concurrency.prefork import TaskPool
 from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous.timer import Timer
 from stores import poll
 
 from workers import pool
@@ -100,3 +101,20 @@ def test_settling_waits_until_what_was_sent_is_acknowledged(harness):
     [job] = harness.inner._cache.values()
     assert job.accepted()
     harness.turn(lambda: len(harness.done) == 1)
+
+
+def test_the_limits_of_what_has_ended_are_forgotten_and_the_others_keep_their_order():
+    timer = Timer()
+    due = []
+    entries = [timer.call_at(time.monotonic() - 100 + n, due.append, (n,)) for n in range(50)]
+    for number, entry in enumerate(entries):
+        if number % 10:
+            entry.cancel()
+    pool.forget_timers(timer)
+    assert len(timer.queue) == 5
+    turns = iter(timer)
+    for _ in range(10):
+        _, entry = next(turns)
+        if entry:
+            timer.apply_entry(entry)
+    assert due == [0, 10, 20, 30, 40]
