@@ -20,7 +20,7 @@ from app.models import Attempt, Run, Task
 from app.states import Reason, RunState, TaskState
 
 LOST_AFTER = timedelta(seconds=3)
-"""Without a heartbeat for this long a running run counts as lost. Workers renew each second."""
+"""Without a heartbeat for this long a running run counts as lost. Workers renew twice a second."""
 
 LOST = {"type": "WorkerLost", "message": "The worker that ran it is gone.", "traceback": None}
 

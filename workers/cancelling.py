@@ -20,6 +20,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 PATIENCE = 5.0
 """Seconds that a target has to yield."""
 
+AGAIN = 0.9
+"""Seconds between two signals: a target that cleans up is not to be struck with each heartbeat."""
+
 SIGNAL = signal.SIGUSR2
 
 MOST = 256
@@ -38,6 +41,7 @@ class Canceller:
 
     def __init__(self) -> None:
         self.since: dict[UUID, float] = {}
+        self.struck_at = 0.0
 
     def strike(self, requests: Iterable[Any], wanted: Collection[UUID]) -> None:
         """Sends the signal to each child that is at one of these runs, and kills those that did not yield.
@@ -48,7 +52,10 @@ class Canceller:
         now = time.monotonic()
         self.since = {run: self.since.get(run, now) for run in list(wanted)[:MOST]}
         _write(self.since)
-        for request in tuple(requests) if self.since else ():
+        if not self.since or now < self.struck_at + AGAIN:
+            return
+        self.struck_at = now
+        for request in tuple(requests):
             at = {ticket.run for ticket in request.in_hand()} if hasattr(request, "in_hand") else set()
             began = min((self.since[run] for run in at & self.since.keys()), default=None)
             if began is not None and request.worker_pid:

@@ -18,7 +18,7 @@ from app import db
 from app.broker import celery_app
 from app.models import Target
 
-FORGET = 0.2
+FORGET = 0.1
 """How much of what a slow run taught is forgotten with each heartbeat that saw only quicker ones."""
 
 WINDOW = 1.0
