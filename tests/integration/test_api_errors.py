@@ -43,6 +43,7 @@ BODIES = {
     ("POST", "/tasks"): GOOD,
     ("POST", "/tasks/bulk"): {"items": [GOOD]},
     ("PATCH", f"/tasks/{NOBODY}"): {"priority": 1},
+    ("POST", f"/tasks/{NOBODY}/backfill"): {"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"},
     ("POST", "/schedules/preview"): {"schedule": HOURLY},
 }
 
