@@ -446,6 +446,17 @@ def test_saving_a_form_that_nobody_touched_changes_nothing(client, browser, send
     assert differs == {"pause_after_failures", "version", "updated_at"}
 
 
+def test_a_task_that_is_duplicated_is_a_new_one(client, browser, send, register):
+    task = register(name="model", schedule={"type": "now"}, kwargs={"a": 1})
+    page = browser.get(f"/tasks/new?like={task['id']}").text
+    assert "<h1>New task</h1>" in page
+    address = send(f"/tasks/new?like={task['id']}", **typed(page) | {"save": "yes"}).headers["Location"]
+    made = client.get(f"/api/v1{address}").json
+    assert (made["name"], made["kwargs"]) == ("model-copy", {"a": 1})
+    assert made["schedule"]["at"] != task["schedule"]["at"]
+    assert client.get(f"/api/v1/tasks/{task['id']}").json["version"] == 1
+
+
 def test_an_emptied_name_leaves_the_name(client, send, register):
     task = register(name="kept")
     assert send(f"/tasks/{task['id']}/edit", **FORM, name="", version="1").status_code == 303

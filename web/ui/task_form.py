@@ -59,6 +59,7 @@ def new_task() -> flask.Response:
             model = queries.task(session, queries.task_id(session, like))
             form = forms.filled(model, _named(session, model.target))
             form.name.data = f"{model.name}-copy"
+            form.task = None  # it is not that one which is changed
         else:
             form = forms.TaskForm(data={"target": flask.request.args.get("target", "")})
         return _show(session, form)
@@ -77,9 +78,7 @@ def edit_task(task_id: UUID) -> flask.Response:
     """Asks for the changes of a task."""
     with db.transaction() as session:
         task = queries.task(session, task_id)
-        form = forms.filled(task, _named(session, task.target))
-        form.task = task
-        return _show(session, form)
+        return _show(session, forms.filled(task, _named(session, task.target)))
 
 
 @blp.post("/tasks/<uuid:task_id>/edit")
