@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, case, collate, func, select
 from sqlalchemy.orm import Session
@@ -24,7 +23,6 @@ HOUR = timedelta(hours=1)
 PATIENCE = 1.0
 """Seconds for computing slots: what does not fit is said to be missing."""
 
-NOBODY = UUID(int=0)
 BY_HOUR = ("now", "once", "interval")
 
 
@@ -135,7 +133,7 @@ def _spaced(first: datetime, span: timedelta, end: datetime) -> Iterator[datetim
 def _slots(schedule: str, start: datetime, end: datetime) -> tuple[str, dict[int, float]]:
     try:
         read = schedules.parse(json.loads(schedule), now=start)
-        table = schedules.Timetable(task_id=NOBODY, schedule=read)
+        table = schedules.Timetable(task_id=schedules.NOBODY, schedule=read)
         numbers = Counter(_number(slot, start) for slot in table.between(start - timedelta(microseconds=1), end))
     except (errors.Invalid, ValueError, OverflowError):
         return "a schedule that cannot be read", {}

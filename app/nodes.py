@@ -1,6 +1,6 @@
 """What beats and workers tell of themselves: one row each, renewed about once a second."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, select, true
@@ -28,6 +28,15 @@ def announce(session: Session, kind: NodeKind, name: str, uptime: timedelta, det
             index_elements=["name"], set_={"seen_at": row.excluded.seen_at, "details": row.excluded.details}
         ).add_cte(delete(Node).where(Node.name.in_(gone)).cte("cleared"))
     )
+
+
+def is_present(node: Node, now: datetime) -> bool:
+    return now - node.seen_at < PRESENT
+
+
+def tick_age(beat: Node, now: datetime) -> timedelta:
+    """How long ago a beat's last tick was, as far as it has told."""
+    return max(now - beat.seen_at, timedelta(0)) + timedelta(seconds=beat.details["last_tick_age"])
 
 
 def leave(session: Session, name: str) -> None:

@@ -189,8 +189,7 @@ def runs(
 
 def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
     """The runs of a task, which a deleted one has kept. Raises NotFound where there never was such a task."""
-    if session.get(Task, task_id) is None:
-        raise errors.NotFound("There is no such task.")
+    find_task(session, task_id)
     return runs(session, task_id=task_id, **filters)
 
 

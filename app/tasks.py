@@ -168,7 +168,7 @@ def preview(
 ) -> Preview:
     """What a schedule would mean for a task that is registered now. Raises Invalid."""
     read = parse(schedule, now)
-    table = schedules.Timetable(task_id=NOBODY, schedule=read, starts_at=starts_at, ends_at=ends_at)
+    table = schedules.Timetable(task_id=schedules.NOBODY, schedule=read, starts_at=starts_at, ends_at=ends_at)
     coming = list(islice(slots(table, now), count))
     warnings = schedules.warnings(table, now=now)
     if coming[0] <= now:  # of a time that has passed only that is to be said: it has no slot from now on to speak of
@@ -180,7 +180,7 @@ def missing_slots(session: Session, now: datetime, task_id: UUID, since: datetim
     """The past slots of a task, from `since` to `until`, that have no run. Raises Invalid where they are too many."""
     task = _find(session, task_id)
     table = dispatch.timetable(task, now)
-    past = list(islice(table.between(since - INSTANT, min(until, now)), MAX_BACKFILL + 1))
+    past = list(islice(table.between(since - dispatch.INSTANT, min(until, now)), MAX_BACKFILL + 1))
     if len(past) > MAX_BACKFILL:
         raise errors.Invalid(errors={"until": [f"These are more than {MAX_BACKFILL:,} slots; take a shorter span."]})
     there = select(Run.scheduled_for).where(Run.task_id == task_id, Run.scheduled_for.between(since, until))
@@ -209,11 +209,6 @@ def bucket(task_id: UUID) -> int:
 PASSED = "This time has passed: a task with it runs at once."
 MAX_BACKFILL = 1_000
 """Runs that one backfill may make."""
-
-NOBODY = UUID(int=0)
-"""Stands in for the task that is not there yet."""
-
-INSTANT = timedelta(microseconds=1)
 
 _TAKEN = "This name is taken by another task."
 _NEVER = "This schedule has no slot from now on, so it would never fire."

@@ -41,7 +41,7 @@ ADDRESSES = {
 
 COPY = """
 INSERT INTO tasks ({columns})
-SELECT {values} FROM tasks t, generate_series(2, :copies) n
+SELECT {values} FROM tasks t, generate_series(2, %(copies)s) n
 """
 RUNS = """
 INSERT INTO runs (id, task_id, scheduled_for, task_name, target, queue, trigger, missed, state, reason, attempt, worker,
@@ -53,7 +53,7 @@ SELECT gen_random_uuid(), id, slot, name, target, queue, 'schedule', 0, outcome,
        CASE outcome WHEN 'failed' THEN '{"type": "ValueError", "message": "no account", "traceback": null}'::jsonb END
 FROM (SELECT t.*, now() - (random() * 7 + 0.001) * interval '1 day' AS slot, random() * interval '40 ms' AS late,
              CASE WHEN draw < 0.02 THEN 'failed' WHEN draw < 0.03 THEN 'skipped' ELSE 'succeeded' END AS outcome
-      FROM (SELECT id, name, target, queue, random() AS draw FROM tasks, generate_series(1, :runs)) t) r
+      FROM (SELECT id, name, target, queue, random() AS draw FROM tasks, generate_series(1, %(runs)s)) t) r
 """
 
 
@@ -110,8 +110,8 @@ def _fill() -> None:
     names = [column.name for column in Task.__table__.columns]
     copy = COPY.format(columns=", ".join(names), values=", ".join(own.get(name, f"t.{name}") for name in names))
     with stage.connection() as connection:
-        connection.execute(copy.replace(":copies", str(COPIES)))
-        connection.execute(RUNS.replace(":runs", str(RUNS_EACH)))
+        connection.execute(copy, {"copies": COPIES})
+        connection.execute(RUNS, {"runs": RUNS_EACH})
         connection.execute(
             "INSERT INTO summaries (span, start) SELECT DISTINCT 'minute', date_trunc('minute', scheduled_for)"
             " FROM runs ON CONFLICT DO NOTHING"

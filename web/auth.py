@@ -113,14 +113,19 @@ def may(role: str) -> bool:
     return held is not None and held.includes(Role(role))
 
 
+def require(role: Role) -> None:
+    """Raises Forbidden where the request's role does not include this one."""
+    if not may(role):
+        raise errors.Forbidden(f"This takes the role {role}; your key has the role {flask.g.role}.")
+
+
 def needs(role: Role) -> Callable[[View], View]:
     """The view is for this role and those above it. Raises Forbidden for the others."""
 
     def decorate(view: View) -> View:
         @functools.wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not may(role):
-                raise errors.Forbidden(f"This takes the role {role}; your key has the role {flask.g.role}.")
+            require(role)
             return view(*args, **kwargs)
 
         return guarded  # type: ignore[return-value]

@@ -6,10 +6,11 @@ Only this package knows time zones. Everything that goes in or comes out is awar
 from app.schedules.cautions import warnings
 from app.schedules.kinds import Cron, Interval, Now, Once, Rrule, Schedule
 from app.schedules.reading import dump, parse
-from app.schedules.timetable import Timetable
+from app.schedules.timetable import NOBODY, Timetable
 from app.schedules.words import describe
 
 __all__ = [
+    "NOBODY",
     "Cron",
     "Interval",
     "Now",

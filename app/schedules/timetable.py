@@ -11,6 +11,9 @@ from zoneinfo import ZoneInfo
 
 from app.schedules import cron, kinds, rules, zones
 
+NOBODY = UUID(int=0)
+"""Stands in for a task that is not there: a schedule alone is looked at."""
+
 _TICK = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -75,6 +75,14 @@ def record(session, now, task_id, count, state=RunState.SUCCEEDED):
     session.query(Run).filter(Run.task_id == task_id).update(values)
 
 
+def fail_all(**values):
+    """Has every run failed just now."""
+    with db.transaction() as session:
+        at = db.now(session)
+        ended = {"state": "failed", "reason": "error", "started_at": at, "attempt_started_at": at, "finished_at": at}
+        session.query(Run).update(ended | values)
+
+
 def test_a_stranger_is_led_to_the_way_in_and_back(app, database):
     stranger = app.test_client()
     for address in PAGES:
@@ -188,20 +196,7 @@ def test_what_a_user_gave_is_text_wherever_it_is_shown(client, browser, register
     client.post(f"/api/v1/tasks/{task['id']}/pause", json={"note": HOSTILE})
     run = client.post(f"/api/v1/tasks/{task['id']}/run", json={"kwargs": {"x": HOSTILE}}).json
     error = {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}
-    with db.transaction() as session:
-        at = db.now(session)
-        session.query(Run).update(
-            {
-                "state": "failed",
-                "error": error,
-                "result": {"x": HOSTILE},
-                "worker": HOSTILE,
-                "started_at": at,
-                "attempt_started_at": at,
-                "finished_at": at,
-                "reason": "error",
-            }
-        )
+    fail_all(error=error, result={"x": HOSTILE}, worker=HOSTILE)
     for address in (
         "/",
         "/tasks",
@@ -233,18 +228,7 @@ def test_the_part_of_a_page_is_what_its_script_asks_for_and_costs_nothing_where_
 
 
 def test_pages_with_buttons_stay_the_same_too_while_nothing_changes(client, browser, task, run):
-    with db.transaction() as session:
-        at = db.now(session)
-        session.query(Run).update(
-            {
-                "state": "failed",
-                "reason": "error",
-                "started_at": at,
-                "attempt_started_at": at,
-                "finished_at": at,
-                "error": {"type": "E", "message": "", "traceback": None},
-            }
-        )
+    fail_all(error={"type": "E", "message": "", "traceback": None})
     for address in ("/tasks", "/runs", f"/runs/{run['id']}"):
         first = browser.get(address, headers={"X-Part": "live"})
         assert "formaction" in first.text or address == "/runs"
@@ -617,18 +601,7 @@ def test_a_failed_run_shows_why_and_is_retried_and_a_waiting_one_is_cancelled(cl
     assert client.get(f"/api/v1/runs/{run['id']}").json["state"] == "cancelled"
     assert send(f"/runs/{run['id']}/retry").status_code == 409
     error = {"type": "ValueError", "message": "no such account", "traceback": "Traceback: in pay()"}
-    with db.transaction() as session:
-        at = db.now(session)
-        session.query(Run).update(
-            {
-                "state": "failed",
-                "reason": "error",
-                "error": error,
-                "started_at": at,
-                "attempt_started_at": at,
-                "finished_at": at,
-            }
-        )
+    fail_all(error=error)
     page = browser.get(f"/runs/{run['id']}").text
     assert "no such account" in page
     assert "in pay()" in page

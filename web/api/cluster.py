@@ -30,13 +30,12 @@ def show() -> dict[str, Any]:
 
 
 def _node(node: models.Node, now: datetime) -> dict[str, Any]:
-    seen = {"started_at": node.started_at, "seen_at": node.seen_at, "present": now - node.seen_at < nodes.PRESENT}
+    seen = {"started_at": node.started_at, "seen_at": node.seen_at, "present": nodes.is_present(node, now)}
     return node.details | {"name": node.name} | seen
 
 
 def _beat(node: models.Node, now: datetime) -> dict[str, Any]:
-    age = max(0.0, (now - node.seen_at).total_seconds())
-    return _node(node, now) | {"last_tick_age": round(node.details["last_tick_age"] + age, 3)}
+    return _node(node, now) | {"last_tick_age": round(nodes.tick_age(node, now).total_seconds(), 3)}
 
 
 def _queue(queue: queries.Queue, depth: int | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 import flask
 
-from app import broker, db, nodes, queries, settings
+from app import broker, db, queries, settings
 from web.ui.pages import blp, page
 
 
@@ -19,7 +19,6 @@ def cluster() -> flask.Response:
         cluster=found,
         targets=targets,
         depths=broker.depths(queue.name for queue in found.queues),  # after the transaction: it goes over the network
-        present_for=nodes.PRESENT,
         buckets=settings.load().PUNCTUAL_BUCKETS,
         flower=f"{flask.request.scheme}://{urlsplit(flask.request.host_url).hostname}:{settings.load().FLOWER_PORT}/",
     )

@@ -1,7 +1,7 @@
 """The form of a task: its fields, what the contract makes of them, and where an error belongs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,8 +13,10 @@ from app import errors
 from app.fields import number
 from app.models import Task
 from app.schedules import zones
+from app.signatures import Parameter
 from app.states import Catchup, Overlap
 from web.ui import reading
+from web.ui.pages import flat
 
 KINDS = {
     "cron": "Cron",
@@ -85,13 +87,14 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.typed_arguments: Mapping[str, str] = flask.request.form
         """The fields of single arguments, which are the target's and not the form's."""
-        self.shown_arguments: frozenset[str] = frozenset()
+        self.parameters: Sequence[Parameter] = ()
+        """Those of the target that have a field each."""
         self.argument_problems: dict[str, list[str]] = {}
         self.other_problems: list[str] = []
         self.task: Task | None = None
         """The task that is being changed."""
 
-    def given(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """What the form asks for, as a client would send it. Raises Invalid where a field cannot be read."""
         zone = self.text("timezone") or "UTC"
         return {
@@ -100,7 +103,7 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
             "labels": _labels(self.text("labels")),
             "target": self.text("target"),
             "args": reading.parsed(self.text("args") or "[]", "args"),
-            "kwargs": self.arguments(parameters),
+            "kwargs": self.arguments(),
             "queue": self.text("queue") or "default",
             "priority": _number(self.text("priority"), 5),
             "schedule": self.schedule(),
@@ -147,14 +150,14 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
             case _:
                 raise errors.Invalid(errors={"kind": ["Choose one of them."]})
 
-    def arguments(self, parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The arguments by name: each from its own field, the others from the JSON."""
         others = reading.parsed(self.text("kwargs") or "{}", "kwargs")
         if not isinstance(others, dict):
             raise errors.Invalid(errors={"kwargs": ["Must be an object."]})
         by_field = {
             each["name"]: reading.value(text, each["annotation"])
-            for each in parameters
+            for each in self.parameters
             if (text := self.typed(each["name"])).strip()
         }
         return others | by_field
@@ -179,17 +182,22 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
 
     def blame(self, problems: errors.FieldErrors) -> None:
         """Puts each problem to its field; what belongs to none is said above the form."""
-        for path, sentence in flat((), problems):
+        shown = {each["name"] for each in self.parameters}
+        for path, sentence in flat(problems):
             name = _field(path)
-            if path[0] == "kwargs" and len(path) > 1 and path[1] in self.shown_arguments:
+            if path[0] == "kwargs" and len(path) > 1 and path[1] in shown:
                 self.argument_problems.setdefault(path[1], []).append(sentence)
             elif name in self:
                 self[name].errors = [*self[name].errors, sentence]
             else:
                 self.other_problems.append(f"{'.'.join(path)}: {sentence}")
 
+    @property
+    def has_problems(self) -> bool:
+        return bool(self.errors or self.argument_problems or self.other_problems)
 
-def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
+
+def filled(task: Task, parameters: Sequence[Parameter]) -> TaskForm:
     """The form as a task would have been typed."""
     schedule = task.schedule
     zone = schedule.get("timezone") or "UTC"
@@ -235,6 +243,7 @@ def filled(task: Task, parameters: Sequence[Mapping[str, Any]]) -> TaskForm:
         },
     )
     form.task = task
+    form.parameters = parameters
     form.typed_arguments = {ARGUMENT + name: text for name, text in own.items()}
     return form
 
@@ -271,15 +280,6 @@ def _local(instant: str | None, zone: str) -> str:
 
 def _text(value: float | None) -> str:
     return "" if value is None else str(value)
-
-
-def flat(path: tuple[str, ...], problems: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(problems, Mapping):
-        for name, inner in problems.items():
-            yield from flat((*path, str(name)), inner)
-    else:
-        for sentence in problems:
-            yield path, str(sentence)
 
 
 def _field(path: tuple[str, ...]) -> str:

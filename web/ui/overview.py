@@ -21,7 +21,6 @@ def overview() -> flask.Response:
     with db.transaction() as session:
         now = db.now(session)
         shown: dict[str, Any] = {
-            "now": now,
             "promises": {name: summaries.promise(session, now, span) for name, span in SPANS.items()},
             "running": queries.runs(session, state=RunState.RUNNING, limit=SHOWN, after=None).items,
             "failed": queries.runs(session, state=RunState.FAILED, limit=SHOWN, after=None).items,
@@ -33,5 +32,5 @@ def overview() -> flask.Response:
     shown["outcomes"] = charts.outcomes(minutes)
     shown["latenesses"] = charts.latenesses(minutes)
     for kind in ("beats", "workers"):
-        shown[kind] = [node for node in getattr(shown["cluster"], kind) if now - node.seen_at < nodes.PRESENT]
+        shown[kind] = [node for node in getattr(shown["cluster"], kind) if nodes.is_present(node, now)]
     return page("overview", **shown)

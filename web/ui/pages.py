@@ -5,7 +5,7 @@ A page's template has one block `live`: the part that changes. The script asks f
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -93,13 +93,12 @@ def page(template: str, status: int = 200, **shown: Any) -> flask.Response:
     app = flask.current_app
     found = app.jinja_env.get_template(f"ui/{template}.html")
     part = flask.request.headers.get(PART)
-    shown |= {"page": template}
     if part in PARTS and part in found.blocks:
         app.update_template_context(shown)
         text = "".join(found.blocks[part](found.new_context(shown)))
     else:
         text = flask.render_template(found, **shown)
-    response = harden(flask.make_response(text, status))  # here too: an unknown address belongs to no blueprint
+    response = flask.make_response(text, status)
     if flask.request.method == "GET" and status == 200:  # noqa: PLR2004
         response.add_etag()
         response.make_conditional(flask.request)
@@ -136,18 +135,27 @@ def _mark(endpoint: str, name: str) -> str:
     return hashlib.sha256((Path(blueprint.static_folder) / name).read_bytes()).hexdigest()[:12]
 
 
+def asked() -> dict[str, str]:
+    """The query of this request; what a form left empty is not asked for."""
+    return {name: value for name, value in flask.request.args.items() if value}
+
+
 def url_with(**changes: Any) -> str:
     """This page's address with some of its query changed; None takes one out."""
-    query = {name: value for name, value in flask.request.args.items() if value} | changes
-    given = {name: value for name, value in query.items() if value is not None}
+    given = {name: value for name, value in (asked() | changes).items() if value is not None}
     return flask.url_for(flask.request.endpoint or "ui.overview", **(flask.request.view_args or {}), **given)
 
 
-def lines(problems: Any, prefix: str = "") -> Iterator[str]:
-    """Problems of fields, however deep, as sentences that name the field."""
-    if isinstance(problems, dict):
+def flat(problems: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Problems of fields, however deep: each sentence with the way to its field."""
+    if isinstance(problems, Mapping):
         for name, inner in problems.items():
-            yield from lines(inner, f"{prefix}.{name}" if prefix else str(name))
+            yield from flat(inner, (*path, str(name)))
     else:
         for sentence in problems:
-            yield f"{prefix}: {sentence}" if prefix else str(sentence)
+            yield path, str(sentence)
+
+
+def lines(problems: Any) -> list[str]:
+    """The same as sentences that name the field."""
+    return [f"{'.'.join(path)}: {sentence}" if path else sentence for path, sentence in flat(problems)]

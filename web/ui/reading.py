@@ -18,7 +18,7 @@ def filters(schema: ma.Schema, asked: Mapping[str, str]) -> tuple[dict[str, Any]
     given = {name: value for name, value in asked.items() if name in schema.fields}
     problems = schema.validate(given)
     found = schema.load({name: value for name, value in given.items() if name not in problems})
-    return dict(found), [*lines(problems)]
+    return dict(found), lines(problems)
 
 
 def parsed(text: str, field: str) -> Any:
@@ -44,9 +44,7 @@ def typed(given: Any, annotation: str | None) -> str:
     plain = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     if annotation == "bool" and not isinstance(given, bool):
         return ""  # its field offers only the two
-    means = [
-        text for text in (plain, json.dumps(given, ensure_ascii=False)) if _is_same(value(text, annotation), given)
-    ]
+    means = [text for text in (plain, json.dumps(given, ensure_ascii=False)) if is_same(value(text, annotation), given)]
     fits = means and means[0].strip() and len(means[0].splitlines()) == 1  # browsers drop line breaks
     return means[0] if fits else ""
 
@@ -56,9 +54,9 @@ def _is_text(annotation: str | None) -> bool:
     return bool(kinds) and kinds <= {"str", "Optional[str]"}
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Python takes 1, 1.0 and true for equal."""
-    return json.dumps(one) == json.dumps(other)
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def instant(text: str, zone: str, field: str) -> str | None:

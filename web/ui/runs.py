@@ -1,6 +1,6 @@
 """Runs: find them, see what made one late and why one failed, cancel, retry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from app.models import Run
 from app.states import OPEN, Role, RunState
 from web import auth
 from web import schemas as web_schemas
-from web.ui import reading, showing
+from web.ui import pages, reading, showing
 from web.ui.pages import blp, done, page
 
 LIMIT = 50
@@ -28,7 +28,7 @@ class FilterSchema(web_schemas.RunsQuerySchema):
 @blp.get("/runs")
 def all_runs() -> flask.Response:
     """Lists runs, newest slot first."""
-    asked = {name: value for name, value in flask.request.args.items() if value}
+    asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
     with db.transaction() as session:
         found = queries.runs(session, **wanted | {"limit": LIMIT})
@@ -42,12 +42,10 @@ def show_run(run_id: UUID) -> flask.Response:
     with db.transaction() as session:
         detail = queries.run(session, run_id)
         task = queries.find_task(session, detail.run.task_id)
-        now = db.now(session)
     run = detail.run
     shown: dict[str, Any] = {
         "run": run,
         "task": task,
-        "now": now,
         "attempts": [*detail.attempts, *schemas.current(detail)],
         "stages": stages(run),
         "arguments": {"args": _own(run.args, task.args), "kwargs": _own(run.kwargs, task.kwargs)},
@@ -110,7 +108,7 @@ def stages(run: Run) -> list[Stage]:
     if not showing.is_late(run) or not before_start:
         return way
     slowest = max(before_start, key=lambda stage: stage.took or timedelta(0))
-    return [Stage(**vars(stage) | {"is_slowest": stage is slowest}) for stage in way]
+    return [replace(stage, is_slowest=stage is slowest) for stage in way]
 
 
 def _own(given: Any, otherwise: Any) -> Any:

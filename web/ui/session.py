@@ -6,7 +6,7 @@ import flask
 
 from app import errors
 from web import auth
-from web.ui.pages import blp, lines, local, page
+from web.ui.pages import blp, harden, lines, local, page
 
 
 @blp.route("/sign-in", methods=["GET", "POST"])
@@ -33,4 +33,7 @@ def refuse(status: int, message: str, problems: errors.FieldErrors) -> flask.typ
     if status == HTTPStatus.UNAUTHORIZED:
         here = flask.request.full_path.rstrip("?") if flask.request.method == "GET" else None
         return flask.redirect(flask.url_for("ui.sign_in", back=local(here)), 303)
-    return page("error", status=status, phrase=HTTPStatus(status).phrase, message=message, problems=[*lines(problems)])
+    shown = {"phrase": HTTPStatus(status).phrase, "message": message, "problems": lines(problems)}
+    return harden(
+        page("error", status=status, **shown)
+    )  # an unknown address belongs to no blueprint, which would do it

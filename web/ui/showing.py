@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import flask_bootstrap
 from markupsafe import Markup, escape
 
-from app import clock, errors, fields, policies, schedules, schemas
+from app import clock, errors, fields, nodes, policies, schedules, schemas
 from app.schedules import zones
 from app.states import Reason, RunState, TaskState
 
@@ -106,13 +106,6 @@ def words(task: Any) -> str:
         return "a schedule that cannot be read"  # one that an older release wrote
 
 
-def tick_age(beat: Any, now: datetime) -> timedelta:
-    """How long ago a beat's last tick was, as far as it has told."""
-    told = timedelta(seconds=beat.details["last_tick_age"])
-    seen: datetime = beat.seen_at
-    return max(now - seen, timedelta(0)) + told
-
-
 def count(number: int | None, noun: str = "") -> str:
     """`1 run`, `12,000 runs`."""
     if number is None:
@@ -170,8 +163,8 @@ FILTERS = {
     "percent": percent,
     "pretty": pretty,
     "exact": exact,
-    "tick_age": tick_age,
-    "tone": tone,
+    "tick_age": nodes.tick_age,
+    "is_present": nodes.is_present,
 }
 
 GLOBALS = {"badge": badge, "icon": icon, "marks": marks, "time": time}

@@ -1,6 +1,5 @@
 """Registering and changing a task: the form, and what it would mean while one types."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ import flask
 from sqlalchemy.orm import Session
 
 from app import bell, db, errors, queries, schemas, signatures, tasks
-from app.models import Task
+from app.models import Target, Task
 from app.schedules import zones
+from app.signatures import Parameter
 from app.states import Role
 from web import auth
 from web.ui import forms, reading, showing
-from web.ui.pages import PART, blp, page
+from web.ui.pages import PART, blp, flat, lead, page
 
 VERSION = re.compile(r"[0-9]{1,9}")
 SLOTS = 5
@@ -92,45 +92,42 @@ def _save(task_id: UUID | None) -> flask.Response:
     """Saves the form, or shows it again: with what is wrong, or with what it would mean where only that was asked."""
     form = forms.TaskForm()
     with db.transaction() as session:
-        parameters = _named(session, form.text("target"))
         form.task = queries.task(session, task_id) if task_id else None
-    form.shown_arguments = frozenset(each["name"] for each in parameters)
+        form.parameters = _named(session, form.text("target"))
     if "save" in flask.request.form and PART not in flask.request.headers:
         try:
-            task = _write(form, parameters)
+            task = _write(form)
         except (errors.Invalid, errors.Conflict) as exc:
             form.blame(exc.errors or {"name": [exc.message]})
         except errors.Stale:
-            with db.transaction() as session:
-                form.version.data = str(queries.task(session, UUID(str(task_id))).version)
             form.other_problems.append(STALE)
         else:
             bell.ring(task.bucket)
-            flask.flash(f"{task.name} is saved." if task_id else f"{task.name} is registered.")
-            return flask.make_response(flask.redirect(flask.url_for("ui.show_task", task_id=task.id), 303))
+            said = f"{task.name} is saved." if task_id else f"{task.name} is registered."
+            return lead(said, flask.url_for("ui.show_task", task_id=task.id))
     with db.transaction() as session:
-        return _show(session, form, status=422 if form_has_problems(form) else 200)
+        if STALE in form.other_problems and task_id:
+            form.version.data = str(queries.task(session, task_id).version)
+        return _show(session, form, status=422 if form.has_problems else 200)
 
 
-def _write(form: forms.TaskForm, parameters: Sequence[Mapping[str, Any]]) -> Task:
-    given = form.given(parameters)
+def _write(form: forms.TaskForm) -> Task:
+    given = form.given()
     fields = schemas.load(schemas.TaskSchema(), given)
+    if form.task is None:
+        with db.transaction() as session:
+            return tasks.create(session, db.now(session), fields)
+    changed = _changes(form.task, given, form.parameters, fields)
+    if not changed:
+        return form.task
+    version = form.text("version")
+    meant = int(version) if VERSION.fullmatch(version) else None
     with db.transaction() as session:
-        now = db.now(session)
-        if form.task is None:
-            return tasks.create(session, now, fields)
-        task = queries.task(session, form.task.id)
-        changed = _changes(task, given, parameters, fields)
-        if not changed:
-            return task
-        version = form.text("version")
-        return tasks.change(
-            session, now, task.id, changed, version=int(version) if VERSION.fullmatch(version) else None
-        )
+        return tasks.change(session, db.now(session), form.task.id, changed, version=meant)
 
 
 def _changes(
-    task: Task, given: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]], fields: dict[str, Any]
+    task: Task, given: Mapping[str, Any], parameters: Sequence[Parameter], fields: dict[str, Any]
 ) -> dict[str, Any]:
     """What a person has changed: what was sent otherwise than the form had shown it.
 
@@ -138,22 +135,16 @@ def _changes(
     schedule that is only named again would count anew from now.
     """
     try:
-        shown = forms.filled(task, parameters).given(parameters)
+        shown = forms.filled(task, parameters).given()
     except errors.Invalid:  # its schedule cannot be read any more: whatever is sent mends it
         return fields
-    return {name: value for name, value in fields.items() if not _is_same(given[name], shown[name])}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Python takes 1, 1.0 and true for equal."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return {name: value for name, value in fields.items() if not reading.is_same(given[name], shown[name])}
 
 
 def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Response:
     offered = queries.targets(session)
-    target = next((each.target for each in offered if each.target.name == form.text("target")), None)
-    parameters = _fields(target.parameters if target else None)
-    form.shown_arguments = frozenset(each["name"] for each in parameters)
+    target = _target(offered, form.text("target"))
+    form.parameters = _fields(target)
     return page(
         "task_form",
         status=status,
@@ -161,7 +152,7 @@ def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Re
         task=form.task,
         targets=offered,
         target=target,
-        parameters=parameters,
+        parameters=form.parameters,
         outlook=_outlook(form, db.now(session)),
         zones=sorted(zones.names()),
         examples=EXAMPLES,
@@ -177,7 +168,7 @@ def _outlook(form: forms.TaskForm, now: datetime) -> Outlook:
         bounds = {name: datetime.fromisoformat(text) if text else None for name, text in texts.items()}
         plan = tasks.preview(now, form.schedule(), COMPARED, **bounds)
     except errors.Invalid as exc:
-        said = [sentence for _, sentence in forms.flat((), exc.errors)]
+        said = [sentence for _, sentence in flat(exc.errors)]
         return Outlook(words="", slots=[], warnings=[], added=[], removed=[], problems=said)
     added, removed = _difference(form.task, plan.slots, now)
     shown = [(slot, showing.exact(slot, zone)) for slot in plan.slots[:SLOTS]]
@@ -200,15 +191,15 @@ def _difference(task: Task | None, new: list[datetime], now: datetime) -> tuple[
     return added[:SLOTS], removed[:SLOTS]
 
 
-def form_has_problems(form: forms.TaskForm) -> bool:
-    return bool(form.errors or form.argument_problems or form.other_problems)
-
-
-def _named(session: Session, target: str) -> list[Mapping[str, Any]]:
+def _named(session: Session, target: str) -> list[Parameter]:
     """The parameters of a target that have a field each."""
-    offered = (each.target for each in queries.targets(session))
-    return _fields(next((each.parameters for each in offered if each.name == target), None))
+    return _fields(_target(queries.targets(session), target))
 
 
-def _fields(parameters: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
-    return [each for each in parameters or [] if each["kind"] in signatures.NAMED]
+def _target(offered: Sequence[queries.TargetDetail], name: str) -> Target | None:
+    return next((each.target for each in offered if each.target.name == name), None)
+
+
+def _fields(target: Target | None) -> list[Parameter]:
+    known = target.parameters if target else None
+    return [each for each in known or [] if each["kind"] in signatures.NAMED]

@@ -13,7 +13,7 @@ from app.fields import Choice
 from app.states import Role, TaskState
 from web import auth
 from web import schemas as web_schemas
-from web.ui import charts, reading, showing, week
+from web.ui import charts, pages, reading, showing, week
 from web.ui.pages import blp, done, lead, page
 
 LIMIT = 50
@@ -38,7 +38,7 @@ class FilterSchema(web_schemas.TasksQuerySchema):
 @blp.get("/tasks")
 def all_tasks() -> flask.Response:
     """Lists tasks, with what became of their last runs."""
-    asked = {name: value for name, value in flask.request.args.items() if value}
+    asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
     with db.transaction() as session:
         found = queries.tasks(session, **wanted | {"limit": LIMIT})
@@ -66,14 +66,13 @@ def show_task(task_id: UUID) -> flask.Response:
         task = queries.find_task(session, task_id)
         detail = queries.task_detail(session, task_id) if task.state != TaskState.DELETED else None
         history = queries.runs(session, task_id=task_id, limit=HISTORY, after=None)
-        coming = tasks.upcoming(session, now, task_id, UPCOMING) if task.state == TaskState.ACTIVE else []
+        coming = tasks.coming(task, now, UPCOMING) if task.state == TaskState.ACTIVE else []
     zone = task.schedule.get("timezone") or "UTC"
     runs = list(reversed(history.items))
     return page(
         "task",
         task=task,
         detail=detail,
-        definition=schemas.TaskSchema().dump(task),
         history=runs,
         latenesses=charts.history(runs, showing.lateness, lambda run: "late" if showing.is_late(run) else "worst"),
         durations=charts.history(runs, showing.took, lambda run: str(run.state)),
@@ -163,8 +162,7 @@ def steer_tasks() -> flask.Response:
     role, said, act = ACTIONS.get(flask.request.form.get("action", ""), (None, "", None))
     if role is None or act is None:
         raise errors.Malformed("Choose what is to be done with the selection.")
-    if not auth.may(role):
-        raise errors.Forbidden(f"This takes the role {role}.")
+    auth.require(role)
     chosen = [UUID(each) for each in flask.request.form.getlist("task")[:MOST] if _is_id(each)]
     kept: list[str] = []
     for task_id in chosen:

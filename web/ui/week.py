@@ -15,7 +15,7 @@ from app.models import Task
 from app.states import TaskState
 from web import auth
 from web import schemas as web_schemas
-from web.ui import reading, showing
+from web.ui import pages, reading, showing
 from web.ui.pages import blp, page
 
 DAYS = 7
@@ -38,7 +38,7 @@ class FilterSchema(web_schemas.TasksQuerySchema):
 @blp.get("/week")
 def week() -> flask.Response:
     """Shows how much falls on each hour of the next seven days."""
-    asked = {name: value for name, value in flask.request.args.items() if value}
+    asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
     with db.transaction() as session:
