@@ -176,8 +176,7 @@ def test_what_rest_refuses_a_call_refuses_in_the_same_words(stack, ask):
 
 def test_a_call_that_wants_no_answer_is_done_all_the_same(stack):
     with Celery("mute", broker=stack.env["BROKER_URL"], set_as_current=False) as mute:
-        if not is_amqp(stack):
-            mute.conf.broker_transport_options = OPTIONS
+        mute.conf.broker_transport_options = {"confirm_publish": True} if is_amqp(stack) else OPTIONS
         fields = {"name": "unanswered", "target": "debug.echo", "schedule": {"type": "interval", "every": 3600}}
         mute.send_task("punctual.create_task", kwargs=fields, queue="punctual")
     [task] = poll(lambda: stack.api.get("/tasks", params={"q": "unanswered"}).json()["items"])
