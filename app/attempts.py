@@ -7,17 +7,17 @@ comes back from the dead, the second to come finds nothing.
 
 import math
 from collections.abc import Collection, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from app import errors, keys, retry, summaries
+from app import audit, errors, keys, retry, summaries
 from app.messages import Ticket
 from app.models import Attempt, Run, Task
-from app.states import Reason, RunState, TaskState
+from app.states import Action, Reason, RunState, TaskState
 
 LOST_AFTER = timedelta(seconds=3)
 """Without a heartbeat for this long a running run counts as lost. Workers renew twice a second."""
@@ -95,23 +95,26 @@ def end_attempt(
     return RunState(values["state"])
 
 
-def run_again(session: Session, run_id: UUID) -> Run:
-    """Has a failed run tried once more, under the same id. Raises NotFound, or Conflict where it did not fail."""
+def run_again(session: Session, now: datetime, run_id: UUID, *, tag: str | None = None) -> Run:
+    """Has a failed run tried once more, under the same id. Raises NotFound, Stale where it is not as `tag` says any
+    more, or Conflict where it did not fail."""
     found = session.execute(
         select(Run, Task.state).join(Task, Task.id == Run.task_id).where(Run.id == run_id).with_for_update(of=Run)
     ).one_or_none()
     if found is None:
         raise errors.NotFound("There is no such run.")
     run: Run = found[0]
+    keys.require(run, tag)
     if run.state != RunState.FAILED:
         raise errors.Conflict(f"Only a failed run can be retried; this one is {run.state}.")
     if found[1] == TaskState.DELETED:
         raise errors.Conflict("Its task is deleted.")
     _keep_attempt(session, keys.ticket(run), run.error, _outcome(Reason(run.reason or Reason.ERROR)))
     values = {"state": RunState.RETRYING, "retry_at": func.statement_timestamp(), "finished_at": None}
-    session.execute(update(Run).where(*keys.fence(keys.ticket(run))).values(values))
-    summaries.reopen(session, [run.scheduled_for])  # it had ended, and so may have its minute
-    session.refresh(run)
+    with audit.noting(session, now, Action.RETRY, [run]):
+        session.execute(update(Run).where(*keys.fence(keys.ticket(run))).values(values))
+        summaries.reopen(session, [run.scheduled_for])  # it had ended, and so may have its minute
+        session.refresh(run)
     return run
 
 

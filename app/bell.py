@@ -6,8 +6,9 @@ A hint may be lost at any time and nothing depends on it: what it points at stan
 import json
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,8 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
+from sqlalchemy.orm import Session
 
-from app import errors, models, settings
+from app import db, errors, settings
 
 CHANNEL = "punctual:bell"
 AWAY = (redis.ConnectionError, redis.TimeoutError)
@@ -94,14 +96,18 @@ def ringer() -> Ringer:
     return Ringer()
 
 
-def ring(bucket: int) -> None:
-    """Says that a task of `bucket` changed. Never raises."""
-    ringer().ring(Hint(bucket=bucket))
+def ring(session: Session, bucket: int, run: UUID | None = None) -> None:
+    """Says, once the session's work is committed, that a task of `bucket` changed, or that `run` waits to be sent."""
+    hints: set[Hint] | None = session.info.get("hints")
+    if hints is None:
+        hints = session.info["hints"] = set()
+        db.after(session, partial(_ring_all, hints))
+    hints.add(Hint(bucket=bucket, run=run))
 
 
-def ring_run(run: models.Run, bucket: int) -> None:
-    """Says that `run`, of a task of `bucket`, waits to be sent. Never raises."""
-    ringer().ring(Hint(bucket=bucket, run=run.id))
+def _ring_all(hints: Iterable[Hint]) -> None:
+    for hint in hints:
+        ringer().ring(hint)
 
 
 def ping() -> None:

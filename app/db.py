@@ -124,13 +124,23 @@ def forget() -> None:
     engines()[0].dispose(close=False)
 
 
-def transaction() -> AbstractContextManager[Session]:
+def transaction(by: object = None) -> AbstractContextManager[Session]:
     """A session whose work is committed at the end, or not at all. Raises Unavailable where PostgreSQL is away.
+
+    `by` is who acts, see `app.actors`; none where it is Punctual itself.
 
     A pooled connection that PostgreSQL has closed meanwhile counts as away, once: all of the pool is then made
     anew. To ask each connection first whether it still stands would cost every transaction a round trip.
     """
-    return _session(engines()[0])
+    return _session(engines()[0], by)
+
+
+def after(session: Session, call: Callable[[], None]) -> None:
+    """Has `call` made once the session's work is committed, and never where it is not. It must not raise.
+
+    The process may die in between: what must happen all the same, a chore makes certain.
+    """
+    session.info.setdefault("after", []).append(call)
 
 
 def statement() -> AbstractContextManager[Session]:
@@ -145,9 +155,9 @@ def transact(step: Callable[[Session], Answer]) -> Answer:
 
 
 @contextmanager
-def _session(bound_to: Engine) -> Iterator[Session]:
+def _session(bound_to: Engine, by: object = None) -> Iterator[Session]:
     try:
-        with Session(bound_to, expire_on_commit=False) as session, session.begin():
+        with Session(bound_to, expire_on_commit=False, info={"by": by}) as session, session.begin():
             yield session
     except AWAY as exc:
         raise errors.Unavailable from exc
@@ -155,6 +165,8 @@ def _session(bound_to: Engine) -> Iterator[Session]:
         if exc.connection_invalidated:
             raise errors.Unavailable from exc
         raise
+    for call in session.info.get("after", ()):
+        call()
 
 
 _NOW = select(func.clock_timestamp())

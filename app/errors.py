@@ -9,6 +9,8 @@ PunctualError            500  internal
 ├── Stale                412  stale
 ├── TooLarge             413  too_large
 ├── Invalid              422  invalid       names each field and what is wrong with it
+├── Unconditional        428  unconditional
+├── TooMany              429  too_many
 └── Unavailable          503  unavailable   says after how many seconds to try again
 """
 
@@ -85,6 +87,20 @@ class Invalid(PunctualError):
 
     code = "invalid"
     status = 422
+
+
+class Unconditional(PunctualError):
+    """Say which version you mean: send If-Match with the ETag that you read."""
+
+    code = "unconditional"
+    status = 428
+
+
+class TooMany(PunctualError):
+    """Too many requests: the header Retry-After says in how many seconds there is room again."""
+
+    code = "too_many"
+    status = 429
 
 
 class Unavailable(PunctualError):

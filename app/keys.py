@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid, case, func
 from sqlalchemy.types import TypeEngine
 
-from app import db
+from app import db, errors
 from app.messages import Ticket
 from app.models import Run
 from app.states import RunState
@@ -17,6 +17,17 @@ from app.states import RunState
 def ticket(run: Run) -> Ticket:
     """The ticket of a run's current attempt."""
     return Ticket(task=run.task_id, run=run.id, slot=run.scheduled_for, attempt=run.attempt)
+
+
+def tag(run: Run) -> str:
+    """Stands for a run as it is: another one stands for it once it has moved."""
+    return f"{run.state}.{run.attempt}" if run.cancel_reason is None else f"{run.state}.{run.attempt}.cancelling"
+
+
+def require(run: Run, wanted: str | None) -> None:
+    """Raises Stale where a run is not as this tag says."""
+    if wanted is not None and wanted != tag(run):
+        raise errors.Stale
 
 
 def fence(ticket: Ticket) -> tuple[Any, ...]:

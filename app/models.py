@@ -6,8 +6,10 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     DateTime,
+    Identity,
     Index,
     Interval,
     MetaData,
@@ -95,6 +97,8 @@ class Task(Base):
     run_count: Mapped[int]
     """How many slots were fired, for `max_runs`."""
     created_at: Mapped[datetime]
+    created_by: Mapped[str | None]
+    """The key that registered it, for that key's `max_tasks`."""
     updated_at: Mapped[datetime]
     version: Mapped[int]
     mirrored_version: Mapped[int]
@@ -229,6 +233,67 @@ class Answer(Base):
     created_at: Mapped[datetime]
 
     __table_args__ = (PrimaryKeyConstraint("route", "key"), Index("ix_answers_created_at", "created_at"))
+
+
+class ApiKey(Base):
+    """A key of the API: who may do what. The key itself is nowhere, only its digest."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The public part of the key."""
+    name: Mapped[str]
+    role: Mapped[str]
+    digest: Mapped[str]
+    queues: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """The queues that it is confined to; null: none."""
+    labels: Mapped[JSON]
+    """The labels that every task it sees has."""
+    max_tasks: Mapped[int | None]
+    """How many tasks that are not deleted may be of its making; null: as many as it likes."""
+    tasks: Mapped[int] = mapped_column(server_default="0")
+    """How many there are."""
+    created_at: Mapped[datetime]
+    created_by: Mapped[str]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+    __table_args__ = (_one_of("role", states.Role), Index("ix_keys_created", "created_at", "id"))
+
+
+class AuditEntry(Base):
+    """A change that a person or an app made. Never changed, but for the seal that the chore adds."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    """See `actors.Actor`."""
+    actor_name: Mapped[str]
+    via: Mapped[str]
+    address: Mapped[str | None]
+    action: Mapped[str]
+    subject: Mapped[str]
+    subject_id: Mapped[str]
+    subject_name: Mapped[str]
+    before: Mapped[JSON | None] = mapped_column(JSONB(none_as_null=True))
+    """What differed before, field by field."""
+    after: Mapped[JSON | None] = mapped_column(JSONB(none_as_null=True))
+    position: Mapped[int | None] = mapped_column(BigInteger)
+    """Its place in the chain, from 1 without a gap. Null until it is sealed."""
+    previous: Mapped[str | None]
+    hash: Mapped[str | None]
+
+    __table_args__ = (
+        _one_of("via", states.Via),
+        _one_of("subject", states.Subject),
+        UniqueConstraint("position"),
+        Index("ix_audit_unsealed", "id", postgresql_where=text("position IS NULL")),
+        Index("ix_audit_subject", "subject_id", "id"),
+        Index("ix_audit_actor", "actor", "id"),
+    )
 
 
 class Node(Base):

@@ -16,10 +16,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app import db, errors, fields, nodes, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
-from app.models import Attempt, Node, Run, Target, Task
+from app.models import ApiKey, Attempt, AuditEntry, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
 
-Row = TypeVar("Row", Task, Run)
+Row = TypeVar("Row", Task, Run, ApiKey, AuditEntry)
 
 OWN_QUEUES = (DEFAULT_QUEUE, CALLS_QUEUE, DEAD_LETTERS)
 
@@ -193,6 +193,29 @@ def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
     return runs(session, task_id=task_id, **filters)
 
 
+def api_keys(session: Session, *, limit: int, after: str | None) -> Page[ApiKey]:
+    """Keys, newest first; those that were revoked too."""
+    return _page(session, select(ApiKey), NEWEST_KEY, ApiKey.id, limit, after)
+
+
+def audit(
+    session: Session,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int,
+    after: str | None,
+    **equal: str,
+) -> Page[AuditEntry]:
+    """What people and apps changed, newest first; those entries whose columns are `equal` to what is given."""
+    query = select(AuditEntry).filter_by(**{name: value for name, value in equal.items() if value})
+    if since:
+        query = query.where(AuditEntry.at >= since)
+    if until:
+        query = query.where(AuditEntry.at < until + timedelta(milliseconds=1))  # as with runs
+    return _page(session, query, NEWEST_ENTRY, AuditEntry.id, limit, after)
+
+
 def targets(session: Session) -> list[TargetDetail]:
     """What the workers have offered, by name."""
     rows = session.execute(select(Target, _AVAILABLE).order_by(Target.name))
@@ -278,19 +301,21 @@ ORDERS = {
     "name": Order(column=Task.name, ascending=True, read=str),
 }
 NEWEST_SLOT = Order(column=Run.scheduled_for, ascending=False, read=_instant)
+NEWEST_KEY = Order(column=ApiKey.created_at, ascending=False, read=_instant)
+NEWEST_ENTRY = Order(column=AuditEntry.id, ascending=False, read=int)
 
 
 def _page(
     session: Session,
     query: Select[Row],
     order: Order,
-    key: InstrumentedAttribute[UUID],
+    key: InstrumentedAttribute[Any],
     limit: int,
     after: str | None,
 ) -> Page[Row]:
     """A page by keyset: strictly after the cursor's row, so that new rows shift nothing."""
     if after:
-        here, there = tuple_(order.column, key), _decode(after, order)
+        here, there = tuple_(order.column, key), _decode(after, order, key)
         query = query.where(here > there if order.ascending else here < there)
     by = (order.column, key) if order.ascending else (order.column.desc(), key.desc())
     found = session.scalars(query.order_by(*by).limit(limit + 1)).all()
@@ -300,15 +325,16 @@ def _page(
     return Page(items=items, next=_encode(getattr(items[-1], order.column.key), items[-1].id))
 
 
-def _encode(value: Any, key: UUID) -> str:
-    text = value.isoformat() if isinstance(value, datetime) else value
+def _encode(value: Any, key: Any) -> str:
+    text = value.isoformat() if isinstance(value, datetime) else str(value)
     return base64.urlsafe_b64encode(json.dumps([text, str(key)], ensure_ascii=False).encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str, order: Order) -> tuple[Any, ...]:
+def _decode(cursor: str, order: Order, key: InstrumentedAttribute[Any]) -> tuple[Any, ...]:
     try:
-        value, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        value, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         fields.check_text(value)
-        return order.read(value), UUID(key)
+        fields.check_text(last)
+        return order.read(value), key.type.python_type(last)
     except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error, ma.ValidationError) as exc:
         raise errors.Invalid(errors={"after": ["Not a cursor that a list gave you as `next`."]}) from exc

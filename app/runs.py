@@ -32,10 +32,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, summaries
+from app import audit, db, errors, keys, summaries
 from app.messages import Ticket
 from app.models import Run, Task
-from app.states import CLAIMABLE, OPEN, WAITING, Reason, RunState, Trigger
+from app.states import CLAIMABLE, OPEN, WAITING, Action, Reason, RunState, Trigger
 
 
 def identify(task_id: UUID, slot: datetime) -> UUID:
@@ -109,21 +109,23 @@ def succeed(ticket: Ticket, result: str | None) -> bool:
     return _SUCCEED(**_key(ticket), a_result=result) == 1
 
 
-def cancel(session: Session, now: datetime, run_id: UUID) -> Run:
+def cancel(session: Session, now: datetime, run_id: UUID, *, tag: str | None = None) -> Run:
     """Cancels a run: one that waits never starts, one that runs is ended by its worker, or has ended before.
 
-    Raises NotFound, or Conflict where it has ended.
+    Raises NotFound, Stale where it is not as `tag` says any more, or Conflict where it has ended.
     """
     # a claim that is under way is waited for, and seen
     run = session.scalars(select(Run).where(Run.id == run_id).with_for_update()).one_or_none()
     if run is None:
         raise errors.NotFound("There is no such run.")
-    if run.state in WAITING:
-        run.state, run.reason, run.finished_at, run.held = RunState.CANCELLED, Reason.BY_USER, now, False
-    elif run.state == RunState.RUNNING:
-        run.cancel_reason = Reason.BY_USER
-    else:
+    keys.require(run, tag)
+    if run.state not in OPEN:
         raise errors.Conflict(f"Only a run that has not ended can be cancelled; this one is {run.state}.")
+    with audit.noting(session, now, Action.CANCEL, [run]):
+        if run.state in WAITING:
+            run.state, run.reason, run.finished_at, run.held = RunState.CANCELLED, Reason.BY_USER, now, False
+        else:
+            run.cancel_reason = Reason.BY_USER
     return run
 
 
@@ -150,11 +152,11 @@ def supersede(session: Session, now: datetime, task_ids: Collection[UUID]) -> se
     return {row.task_id for row in moved if row.state == RunState.RUNNING}
 
 
-def cancel_waiting(session: Session, now: datetime, task_id: UUID, reason: Reason) -> None:
-    """Cancels what waits of a task."""
+def cancel_waiting(session: Session, now: datetime, task_ids: Collection[UUID], reason: Reason) -> None:
+    """Cancels what waits of these tasks."""
     session.execute(
         update(Run)
-        .where(Run.task_id == task_id, Run.state.in_(WAITING))
+        .where(Run.task_id.in_(task_ids), Run.state.in_(WAITING))
         .values(state=RunState.CANCELLED, reason=reason, finished_at=now, held=False)
     )
 

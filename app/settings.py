@@ -30,6 +30,8 @@ FAIL_POINT = re.compile(
 )
 """`claimed:3:kill`, `confirmed:1:pause=15`: see `app.failpoints`."""
 
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?")
+
 WEBHOOK_KEY = range(24, 65)
 """Bytes of a key that signs, as standardwebhooks.com asks for."""
 
@@ -58,6 +60,11 @@ class Settings(BaseModel):
     PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
     PUNCTUAL_HEALTH_PATH: Path | None = None
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
+    PUNCTUAL_RATE_PER_KEY: Annotated[int, Field(ge=0)] = 6_000
+    PUNCTUAL_RATE_PER_ADDRESS: Annotated[int, Field(ge=0)] = 12_000
+    PUNCTUAL_REQUIRE_IF_MATCH: bool = False
+    PUNCTUAL_TRUSTED_PROXIES: Annotated[int, Field(ge=0, le=10)] = 0
+    PUNCTUAL_CORS_ORIGINS: tuple[str, ...] = ()
     PUNCTUAL_PACKS: bool = True
     PUNCTUAL_FAIL_POINT: str = ""
     PUNCTUAL_AUTOSCALE_CPU: Annotated[int, Field(ge=1, le=100)] = 90
@@ -68,10 +75,18 @@ class Settings(BaseModel):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
 
-    @field_validator("PUNCTUAL_TASK_MODULES", mode="before")
+    @field_validator("PUNCTUAL_TASK_MODULES", "PUNCTUAL_CORS_ORIGINS", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("PUNCTUAL_CORS_ORIGINS")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin such as https://ops.example.com")
+        return value
 
     @field_validator("DATABASE_URL", "REDIS_URL", "BROKER_URL")
     @classmethod

@@ -60,6 +60,37 @@ class Span(StrEnum):
     HOUR = "hour"
 
 
+class Via(StrEnum):
+    """By which way somebody changed something."""
+
+    API = "api"
+    PAGE = "page"
+    CELERY = "celery"
+
+
+class Subject(StrEnum):
+    """What is changed by somebody."""
+
+    TASK = "task"
+    RUN = "run"
+    KEY = "key"
+
+
+class Action(StrEnum):
+    """What was done by somebody."""
+
+    CREATE = "create"
+    CHANGE = "change"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DELETE = "delete"
+    RUN = "run"
+    BACKFILL = "backfill"
+    CANCEL = "cancel"
+    RETRY = "retry"
+    REVOKE = "revoke"
+
+
 class NodeKind(StrEnum):
     """What a process that tells of itself is."""
 

@@ -85,6 +85,8 @@ class Promise:
     in_time: int
     share: float | None
     """Of those in time; None where there was none to start."""
+    states: Mapping[str, int]
+    """How many ended how; `waiting`: not yet."""
     p50: timedelta | None
     p99: timedelta | None
     worst: timedelta | None
@@ -111,8 +113,26 @@ def promise(session: Session, now: datetime, within: timedelta) -> Promise:
     sums = _add(_read(session, span, now - within, now))
     runs = sums["started"] + sums["late"]
     return Promise(
-        runs=runs, in_time=sums["in_time"], share=sums["in_time"] / runs if runs else None, **_lateness(sums)
+        runs=runs,
+        in_time=sums["in_time"],
+        share=sums["in_time"] / runs if runs else None,
+        states={name: sums[name] for name in ("succeeded", "failed", "cancelled", "skipped", "waiting")},
+        **_lateness(sums),
     )
+
+
+def troubled(session: Session, now: datetime, since: datetime, limit: int) -> list[tuple[datetime, datetime]]:
+    """The minutes or hours since then, with their ends, in which a run started later than promised; the newest ones."""
+    span, length = (Span.MINUTE, MINUTE) if now - since <= MINUTES_FOR else (Span.HOUR, HOUR)
+    rows = _read(session, span, since - length, now)
+    starts = sorted((row.start for row in rows if row.started > row.in_time), reverse=True)
+    return [(start, start + length) for start in starts[:limit]]
+
+
+def conditions(now: datetime) -> dict[str, ColumnElement[bool]]:
+    """When a run counts as what, by the columns of a summary: for who counts runs without one."""
+    given = {"now": now, "theirs": sorted(settings.load().external_queues)}
+    return {name: condition.params(given) for name, condition in _counted.items()}
 
 
 def minutes(session: Session, now: datetime, count: int = 60) -> list[Minute]:

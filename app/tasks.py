@@ -3,6 +3,7 @@
 Each takes a session and `now`, and never commits. `fields` are what `schemas.TaskSchema` loads.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,13 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import dispatch, errors, policies, runs, schedules, settings, signatures
+from app import actors, api_keys, audit, bell, dispatch, errors, policies, runs, schedules, settings, signatures
 from app.messages import DEFAULT_QUEUE
 from app.models import Run, Target, Task
-from app.states import Reason, TaskState, Trigger
+from app.states import Action, Reason, TaskState, Trigger
 
 Fields = Mapping[str, Any]
+Since = Literal["now", "last"]
 
 EPOCH = datetime(1900, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -32,8 +34,8 @@ TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 def create(session: Session, now: datetime, fields: Fields) -> Task:
     """Registers a task. Raises Invalid, or Conflict where its name is taken."""
     _check_targets(session, [_call(fields)], lambda by_index: by_index[0])
-    task = _new(now, fields)
-    _insert(session, [task], lambda taken: taken[0])
+    task = draft(session, now, fields)
+    _insert(session, now, [task], lambda taken: taken[0])
     return task
 
 
@@ -43,13 +45,13 @@ def create_many(session: Session, now: datetime, items: Sequence[Fields]) -> lis
     created: list[Task] = []
     for index, fields in enumerate(items):
         try:
-            created.append(_new(now, fields))
+            created.append(draft(session, now, fields))
         except errors.Invalid as exc:
             problems[index] = exc.errors
     if problems:
         raise errors.Invalid(errors={"items": problems})
     _check_targets(session, [_call(fields) for fields in items], lambda by_index: {"items": by_index})
-    _insert(session, created, lambda taken: {"items": taken})
+    _insert(session, now, created, lambda taken: {"items": taken})
     return created
 
 
@@ -65,7 +67,7 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
         # slots that are due already are the old definition's; `publish_pending` sends their runs
         dispatch.record_due(session, now, [task.id])
         session.refresh(task)
-    with session.begin_nested() as savepoint:
+    with audit.noting(session, now, Action.CHANGE, [task]), session.begin_nested() as savepoint:
         was_one_time = _is_one_time(task.schedule)
         for column, value in _columns(fields, now).items():
             setattr(task, column, value)
@@ -73,9 +75,10 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
             task.catchup_window = None
         _default_window(task)
         _route(task, fields)
+        actors.require_cover(session, task)
         if fields.keys() & TIMING:
             _retime(task, now)
-        _touch(task, now)
+        _touch(session, task, now)
         try:
             session.flush()
         except IntegrityError as exc:
@@ -84,38 +87,63 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
     return task
 
 
-def pause(session: Session, now: datetime, task_id: UUID, note: str | None) -> Task:
-    """Stops firing its slots until it is resumed. Runs that were fired already go on."""
-    task = _lock(session, task_id)
+def pause(session: Session, now: datetime, task_id: UUID, note: str | None, *, version: int | None = None) -> Task:
+    """Stops firing its slots until it is resumed. Runs that were fired already go on. Raises NotFound, Stale, or
+    Conflict where no slot is left."""
+    task = _lock(session, task_id, version)
     if task.state == TaskState.COMPLETED:
         raise errors.Conflict("A completed task has no slot left to pause.")
-    task.state = TaskState.PAUSED
-    task.note = note
-    _touch(task, now)
+    pause_all(session, now, [task], note)
     return task
 
 
-def resume(session: Session, now: datetime, task_id: UUID, since: Literal["now", "last"]) -> Task:
-    """Fires its slots again: those after `now`, or all since the last fired one, as its catch-up policy says."""
-    task = _lock(session, task_id)
+def pause_all(session: Session, now: datetime, locked: Sequence[Task], note: str | None) -> None:
+    """The same with tasks that this transaction has locked, none of them completed."""
+    with audit.noting(session, now, Action.PAUSE, locked):
+        for task in locked:
+            task.state = TaskState.PAUSED
+            task.note = note
+            _touch(session, task, now)
+
+
+def resume(session: Session, now: datetime, task_id: UUID, since: Since, *, version: int | None = None) -> Task:
+    """Fires its slots again: those after `now`, or all since the last fired one, as its catch-up policy says. Raises
+    NotFound, Stale, or Conflict where no slot is left."""
+    task = _lock(session, task_id, version)
     if task.state == TaskState.COMPLETED:
         raise errors.Conflict("A completed task has no slot left to resume.")
     if task.state == TaskState.PAUSED:
-        if since == "now":
-            _pass_over(session, now, task)
-        task.state = TaskState.ACTIVE if task.next_run_at else TaskState.COMPLETED
-        task.note = None
-        _touch(task, now)
+        resume_all(session, now, [task], since)
     return task
 
 
-def delete(session: Session, now: datetime, task_id: UUID, *, version: int | None = None) -> None:
-    """Deletes a task and cancels what waits of it. Its runs are kept."""
+def resume_all(session: Session, now: datetime, locked: Sequence[Task], since: Since) -> None:
+    """The same with paused tasks that this transaction has locked."""
+    with audit.noting(session, now, Action.RESUME, locked):
+        for task in locked:
+            if since == "now":
+                _pass_over(session, now, task)
+            task.state = TaskState.ACTIVE if task.next_run_at else TaskState.COMPLETED
+            task.note = None
+            _touch(session, task, now)
+
+
+def delete(session: Session, now: datetime, task_id: UUID, *, version: int | None = None) -> Task:
+    """Deletes a task and cancels what waits of it. Its runs are kept. Raises NotFound or Stale."""
     task = _lock(session, task_id, version)
-    task.state = TaskState.DELETED
-    task.next_run_at = None
-    _touch(task, now)
-    runs.cancel_waiting(session, now, task_id, Reason.TASK_DELETED)
+    delete_all(session, now, [task])
+    return task
+
+
+def delete_all(session: Session, now: datetime, locked: Sequence[Task]) -> None:
+    """The same with tasks that this transaction has locked."""
+    with audit.noting(session, now, Action.DELETE, locked):
+        for task in locked:
+            task.state = TaskState.DELETED
+            task.next_run_at = None
+            _touch(session, task, now)
+    runs.cancel_waiting(session, now, [task.id for task in locked], Reason.TASK_DELETED)
+    api_keys.uncount(session, Counter(task.created_by for task in locked if task.created_by))
 
 
 def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Run:
@@ -132,6 +160,8 @@ def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, 
         new = runs.NewRun(id=uuid4(), task=task, slot=slot, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
         if runs.record(session, now, [new]):  # else the very millisecond is taken, by a slot or another call
             break
+    audit.note(session, now, Action.RUN, [task], [(None, {"run": str(new.id), **given})])
+    bell.ring(session, task.bucket, new.id)
     return session.scalars(select(Run).where(Run.id == new.id, Run.scheduled_for == new.slot)).one()
 
 
@@ -198,7 +228,9 @@ def backfill(session: Session, now: datetime, task_id: UUID, missing: Sequence[d
     new = [
         runs.NewRun(id=runs.identify(task.id, slot), task=task, slot=slot, trigger=Trigger.BACKFILL) for slot in missing
     ]
-    return len(runs.record(session, now, new))
+    count = len(runs.record(session, now, new))
+    audit.note(session, now, Action.BACKFILL, [task], [(None, {"runs": count})])
+    return count
 
 
 def bucket(task_id: UUID) -> int:
@@ -214,8 +246,10 @@ _TAKEN = "This name is taken by another task."
 _NEVER = "This schedule has no slot from now on, so it would never fire."
 
 
-def _new(now: datetime, fields: Fields) -> Task:
+def draft(session: Session, now: datetime, fields: Fields) -> Task:
+    """A task as it would be registered now. Raises Invalid, or Forbidden where the actor could not see it."""
     task_id = uuid4()
+    actor = actors.of(session)
     columns = _columns(fields, now)
     columns["name"] = columns.get("name") or f"{fields['target']}-{task_id.hex[:8]}"
     task = Task(
@@ -226,12 +260,14 @@ def _new(now: datetime, fields: Fields) -> Task:
         note=None,
         run_count=0,
         created_at=now,
+        created_by=actor.key if actor else None,
         updated_at=now,
         version=1,
         mirrored_version=0,
     )
     _default_window(task)
     _route(task, fields)
+    actors.require_cover(session, task)
     _retime(task, now)
     return task
 
@@ -322,10 +358,11 @@ def _whole(now: datetime) -> datetime:
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
-def _touch(task: Task, now: datetime) -> None:
+def _touch(session: Session, task: Task, now: datetime) -> None:
     task.version += 1
     task.updated_at = now
     task.set_aside = None
+    bell.ring(session, task.bucket)
 
 
 def _find(session: Session, task_id: UUID, *, lock: bool = False) -> Task:
@@ -371,8 +408,8 @@ def _misfits(known: Mapping[str, Any], target: str, args: Sequence[Any], kwargs:
     return {} if known[target] is None else signatures.misfits(target, known[target], args, kwargs)
 
 
-def _insert(session: Session, created: Sequence[Task], shape: Any) -> None:
-    """Inserts tasks. Raises Conflict that tells which names are taken."""
+def _insert(session: Session, now: datetime, created: Sequence[Task], shape: Any) -> None:
+    """Inserts tasks. Raises Conflict that tells which names are taken, or Forbidden where its key may have no more."""
     try:
         with session.begin_nested():
             session.add_all(created)
@@ -384,6 +421,10 @@ def _insert(session: Session, created: Sequence[Task], shape: Any) -> None:
             index: {"name": [_TAKEN]} for index, name in enumerate(names) if name in there or name in names[:index]
         }
         raise _name_taken(exc, shape(taken) if taken else {"name": [_TAKEN]}) from exc
+    audit.created(session, now, created)
+    for each in {task.bucket for task in created}:
+        bell.ring(session, each)
+    api_keys.count(session, len(created))
 
 
 def _name_taken(exc: IntegrityError, found: errors.FieldErrors) -> Exception:

@@ -42,13 +42,11 @@ def running(*, beats: int = 2, workers: int = 1, env: Mapping[str, str] | None =
 
 
 def register(slots: Sequence[datetime]) -> list[UUID]:
-    """Registers a one-time `debug.echo` for each slot by the use case of the API, and rings the bell."""
+    """Registers a one-time `debug.echo` for each slot by the use case of the API."""
     schema = schemas.TaskSchema()
     bodies = [{"target": TARGET, "schedule": {"type": "once", "at": slot.isoformat()}} for slot in slots]
     with db.transaction() as session:
         created = tasks.create_many(session, clock.now(), [schema.load(body) for body in bodies])
-    for bucket in {task.bucket for task in created}:
-        bell.ring(bucket)
     return [task.id for task in created]
 
 
@@ -70,7 +68,7 @@ def fill(slots: Sequence[datetime], *, mirrored: bool = False) -> None:
                 copy.write_row(row)
         cursor.execute(f"INSERT INTO tasks ({columns}) SELECT {values} FROM copies c, tasks t WHERE t.id = %s", [first])
     for bucket in range(settings.load().PUNCTUAL_BUCKETS):
-        bell.ring(bucket)
+        bell.ringer().ring(bell.Hint(bucket=bucket))
 
 
 def wait_until_mirrored(before: datetime) -> None:

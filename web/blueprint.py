@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import flask_smorest
 import marshmallow as ma
 
-from web import auth, parser
+from web import auth, parser, repeats
 
 View = TypeVar("View", bound=Callable[..., Any])
 Schema = type[ma.Schema] | ma.Schema
@@ -26,13 +26,19 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
 
     def __init__(self, name: str, description: str, *, base: str = "/api/v1") -> None:
         super().__init__(name, __name__, url_prefix=base, description=description)
+        self._prepare_doc_cbks.append(_describe_access)
 
-    def serves(self, method: str, rule: str) -> Decorator:
-        """The view answers `method` at `rule`, to whom `web.auth` lets in."""
+    def serves(self, method: str, rule: str, *, keeps_answer: bool = True) -> Decorator:
+        """The view answers `method` at `rule`, to whom `web.auth` lets in. What a POST answers is kept for a repeat of
+        it, but where the answer is a secret."""
 
         def decorate(view: View) -> View:
-            public = f"{self.name}.{view.__name__}" in auth.PUBLIC
-            described = self.doc(security=[])(view) if public else view
+            role = auth.RULES.get(f"{self.name}.{view.__name__}")
+            described = view if role else self.doc(security=[])(view)
+            if method == "POST":
+                described = repeats.once(described) if keeps_answer else repeats.never(described)
+            access = {"role": role, "repeats": method == "POST" and keeps_answer}
+            described.__dict__.setdefault("_apidoc", {})["access"] = access
             self.route(rule, methods=[method])(described)
             return view
 
@@ -49,6 +55,12 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
         decorator: Decorator = self.response(status, schema, headers=described or None)
         return decorator
 
+    def streams(self, content_type: str) -> Decorator:
+        """What the view returns is a response of this type, made while it is sent."""
+        described = {"schema": {"type": "string"}, "content_type": content_type, "description": "Line by line."}
+        decorator: Decorator = self.alt_response(200, **described)
+        return decorator
+
     def refuses(self, *statuses: int) -> Decorator:
         """The errors of its own that the view answers with, besides those that any view may."""
 
@@ -58,3 +70,13 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
             return view
 
         return decorate
+
+
+def _describe_access(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Says in the document which role an operation takes, and that a repeat of it may be answered as the first."""
+    access = doc_info.get("access", {})
+    if access.get("role"):
+        doc["description"] = f"{doc.get('description', '')}\n\nTakes the role `{access['role']}`.".strip()
+    if access.get("repeats"):
+        doc.setdefault("parameters", []).append(repeats.PARAMETER)
+    return doc

@@ -19,6 +19,7 @@ SENTENCES = {
     HTTPStatus.NOT_FOUND: errors.NotFound().message,
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the header Allow says which it takes.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: errors.TooLarge().message,
+    HTTPStatus.TOO_MANY_REQUESTS: errors.TooMany().message,
 }
 """What is said of the framework's own errors, where its words are not for readers of an API."""
 

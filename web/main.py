@@ -8,10 +8,10 @@ import flask
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 
 from app import settings
-from web import auth, docs, errors, ui
-from web.api import cluster, health, runs, schedules, targets, tasks
+from web import auth, docs, errors, limits, transport, ui
+from web.api import audit, cluster, health, keys, runs, schedules, stats, targets, tasks
 
-RESOURCES = (tasks, runs, schedules, targets, cluster, health)
+RESOURCES = (tasks, runs, schedules, targets, stats, cluster, keys, audit, health)
 
 SESSION_IDLE = timedelta(hours=12)
 """A session that was not used for so long ends."""
@@ -45,20 +45,16 @@ def create_app() -> flask.Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers keep the contract's order
     app.url_map.merge_slashes = False  # an address with a doubled slash is unknown, not redirected in HTML
     app.session_interface = Sessions()
-    auth.register(app)
     errors.register(app)
-    app.after_request(harden)
+    transport.register(app)
+    app.before_request(auth.identify)
+    limits.register(app)
+    app.before_request(auth.guard)
     api = docs.register(app)
     for resource in RESOURCES:
         api.register_blueprint(resource.blp)
     ui.register(app)
     return app
-
-
-def harden(response: flask.Response) -> flask.Response:
-    """Keeps browsers from guessing at types."""
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
 
 
 @cache

@@ -2,17 +2,36 @@
 # ruff: noqa: ARG002, RUF012 - marshmallow's own signatures and names
 
 import re
+from datetime import datetime
 from typing import Any
 
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from app import errors
+from app import audit, clock, errors, settings, stats
+from app.bulk import MAX_BULK
 from app.fields import Choice, Instant, JsonObject, Text, Whole
-from app.schemas import RunSchema, Schema, TargetSchema, TaskSchema
-from app.states import RunState, TaskState
+from app.models import ApiKey, AuditEntry
+from app.schemas import (
+    QUEUE,
+    QUEUE_SAYS,
+    VISIBLE,
+    VISIBLE_SAYS,
+    PauseSchema,
+    ResumeSchema,
+    RunSchema,
+    Schema,
+    TargetSchema,
+    TaskSchema,
+)
+from app.states import Action, Role, RunState, Subject, TaskState, Via
 
-MAX_BULK = 1000
+Fields = dict[str, Any]
+
+DEFAULT_TASKS = 100_000
+MAX_TASKS = 2**31 - 1
+"""How many tasks may be of a key's making."""
+
 MAX_BULK_BODY = 8 * 1024 * 1024
 MAX_LIMIT = 200
 MAX_COUNT = 100
@@ -34,6 +53,14 @@ class Digits(fields.Integer):
         return int(value)
 
 
+class YesNo(fields.Boolean):
+    """A switch in a query."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(truthy={"1", "true"}, falsy={"0", "false"}, **options)
+        self.error_messages = self.error_messages | {"invalid": "Must be 1 or 0."}
+
+
 class Label(Text):
     """`key:value`, as a pair."""
 
@@ -44,25 +71,57 @@ class Label(Text):
         return key, wanted
 
 
-class Version(fields.String):
-    """The version that an If-Match header names; None where any will do, 0 where it can match none."""
+class Tag(fields.String):
+    """The ETag that an If-Match header names, without its quotes; None where any will do.
+
+    A weak tag never matches here, says RFC 9110: of one, what no ETag of ours is.
+    """
 
     def _deserialize(self, value: str, attr: str | None, data: Any, **kwargs: Any) -> Any:
         tag = value.strip()
         if tag == "*":
             return None
-        if not re.fullmatch(r'(W/)?"[\x21\x23-\x7e]*"', tag):
+        found = re.fullmatch(r'(W/)?"([\x21\x23-\x7e]*)"', tag)
+        if found is None:
             raise errors.Malformed('If-Match must be one ETag in its quotes, as an answer gave it: "3".')
-        ours = re.fullmatch(r'"([1-9][0-9]{0,9})"', tag)  # a weak tag never matches here, says RFC 9110
-        return int(ours[1]) if ours else 0
+        return "" if found[1] else found[2]
 
 
-class IfMatchSchema(Schema):
+class Version(Tag):
+    """The same as the version of a task; 0 where it can match none."""
+
+    def _deserialize(self, value: str, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        tag = super()._deserialize(value, attr, data, **kwargs)
+        return tag if tag is None else int(tag) if re.fullmatch(r"[1-9][0-9]{0,9}", tag) else 0
+
+
+class ConditionalSchema(Schema):
+    """What a change is meant for. Raises Unconditional where it must be said and is not."""
+
+    @ma.post_load(pass_original=True)
+    def _require(self, data: Fields, original: Fields, **_: Any) -> Fields:
+        if not original and settings.load().PUNCTUAL_REQUIRE_IF_MATCH:
+            raise errors.Unconditional
+        return data
+
+
+class IfMatchSchema(ConditionalSchema):
     """The version that a change is meant for."""
 
     version = Version(
         data_key="If-Match",
+        load_default=None,
         metadata={"description": "Changes nothing, and answers 412, unless this is still the task's ETag."},
+    )
+
+
+class IfMatchRunSchema(ConditionalSchema):
+    """The state of a run that a change is meant for."""
+
+    tag = Tag(
+        data_key="If-Match",
+        load_default=None,
+        metadata={"description": "Changes nothing, and answers 412, unless this is still the run's ETag."},
     )
 
 
@@ -73,7 +132,7 @@ class PageQuerySchema(Schema):
     after = Text(0, CURSOR, load_default="", metadata={"description": "The `next` of the page before."})
 
 
-class TasksQuerySchema(PageQuerySchema):
+class TaskFilterSchema(Schema):
     """Which tasks."""
 
     q = Text(0, 200, metadata={"description": "Part of a name or description."})
@@ -82,12 +141,22 @@ class TasksQuerySchema(PageQuerySchema):
     label = Label(0, 400, metadata={"description": "`key:value`"})
 
 
+class TasksQuerySchema(PageQuerySchema, TaskFilterSchema):
+    """Which tasks, and which part of their list."""
+
+
 class TaskRunsQuerySchema(PageQuerySchema):
     """Which runs of a task."""
 
     state = Choice(RunState)
     since = Instant(metadata={"description": "The earliest slot; write + as %2B."})
     until = Instant(metadata={"description": "The latest slot."})
+
+
+class WaitSchema(Schema):
+    """How long to wait."""
+
+    wait = Digits(0, 60, load_default=0, metadata={"description": "Waits up to so many seconds for the run's end."})
 
 
 class RunsQuerySchema(TaskRunsQuerySchema):
@@ -126,6 +195,80 @@ class BulkSchema(Schema):
         if isinstance(items, list) and len(items) > MAX_BULK:
             raise ma.ValidationError(f"May hold {MAX_BULK} tasks at most.", "items")
         return data
+
+
+class ImportSchema(BulkSchema):
+    """Tasks to be brought in, each with its name."""
+
+    @ma.validates("items")
+    def _check_names(self, items: list[Fields], **_: Any) -> None:
+        names = [item.get("name") for item in items]
+        again = {index: ["This name stands twice."] for index, name in enumerate(names) if name in names[:index]}
+        without = {
+            index: {"name": ["Is required: by it a task is found again."]}
+            for index, name in enumerate(names)
+            if not name
+        }
+        if again or without:
+            raise ma.ValidationError(again | without)  # type: ignore[arg-type]
+
+
+class DryRunSchema(Schema):
+    """Whether only to say what would be done."""
+
+    dry_run = YesNo(load_default=False)
+
+
+class DifferenceSchema(Schema):
+    """What stood there, and what is to stand there."""
+
+    before = fields.Raw(allow_none=True)
+    after = fields.Raw(allow_none=True)
+
+
+class ChangedSchema(Schema):
+    """A task that differs."""
+
+    name = fields.String()
+    fields_ = fields.Dict(
+        keys=fields.String(), values=fields.Nested(DifferenceSchema), data_key="fields", attribute="fields"
+    )
+
+
+class ImportedSchema(Schema):
+    """What an import did, or would do: the names of tasks that it adds, changes, and leaves as they are."""
+
+    added = fields.List(fields.String())
+    changed = fields.List(fields.Nested(ChangedSchema))
+    left = fields.List(fields.String())
+
+
+class ManySchema(TaskFilterSchema):
+    """Which tasks: one filter at least, so that none is forgotten by mistake."""
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def _check_filters(self, data: Fields, **_: Any) -> None:
+        if not data.keys() & {"q", "state", "target", "label"}:
+            raise ma.ValidationError("Name one of q, state, target and label.", "q")
+
+
+class PauseManySchema(ManySchema, PauseSchema):
+    """Which tasks are paused, and why."""
+
+    empty_body = False
+
+
+class ResumeManySchema(ManySchema, ResumeSchema):
+    """Which tasks are resumed, and from where they go on."""
+
+    empty_body = False
+
+
+class DoneManySchema(Schema):
+    """How many tasks it was done with, and whether there are more."""
+
+    tasks = fields.Integer()
+    more = fields.Boolean()
 
 
 class TasksSchema(Schema):
@@ -264,6 +407,161 @@ class ClusterSchema(Schema):
     workers = fields.List(fields.Nested(WorkerSchema))
     queues = fields.List(fields.Nested(QueueSchema))
     set_aside = fields.Nested(AsideSchema)
+
+
+class NewKeySchema(Schema):
+    """A key to be made."""
+
+    name = Text(1, 200, required=True, pattern=VISIBLE, error_messages={"pattern": VISIBLE_SAYS})
+    role = Choice(Role, required=True)
+    queues = fields.List(
+        Text(pattern=QUEUE, error_messages={"pattern": QUEUE_SAYS}),
+        allow_none=True,
+        load_default=None,
+        validate=validate.Length(min=1, max=32),
+        error_messages={"invalid": "Must be an array."},
+        metadata={"description": "It sees only tasks of these queues; null: of all."},
+    )
+    labels = TaskSchema._declared_fields["labels"]  # noqa: SLF001 - marshmallow's own table of fields
+    max_tasks = Whole(
+        1,
+        MAX_TASKS,
+        allow_none=True,
+        load_default=DEFAULT_TASKS,
+        metadata={"description": "How many tasks may be of its making; null: as many as it likes."},
+    )
+    expires_at = Instant(allow_none=True, load_default=None)
+
+    @ma.validates("expires_at")
+    def _check_end(self, value: datetime | None, **_: Any) -> None:
+        if value is not None and value <= clock.now():
+            raise ma.ValidationError("Must be in the future.")
+
+
+class KeySchema(NewKeySchema):
+    """A key, without what opens."""
+
+    id = fields.String(dump_only=True)
+    tasks = fields.Integer(dump_only=True, metadata={"description": "How many tasks are of its making."})
+    created_at = Instant(dump_only=True)
+    created_by = fields.String(dump_only=True)
+    revoked_at = Instant(dump_only=True, allow_none=True)
+    last_used_at = Instant(dump_only=True, allow_none=True, metadata={"description": "Within a minute."})
+
+
+class MadeKeySchema(KeySchema):
+    """A new key."""
+
+    key = fields.String(dump_only=True, metadata={"description": "What its holder sends. It is shown this once."})
+
+    @ma.pre_dump
+    def _add(self, made: tuple[ApiKey, str], **_: Any) -> Fields:
+        key, text = made
+        return {name: getattr(key, name) for name in self.fields if name != "key"} | {"key": text}
+
+
+class KeyPageSchema(PageSchema):
+    """Keys, newest first; those that were revoked too."""
+
+    items = fields.List(fields.Nested(KeySchema))
+
+
+class AuditQuerySchema(PageQuerySchema):
+    """Which changes."""
+
+    actor = Text(0, 200, metadata={"description": "A key's id, `admin` or `celery`."})
+    action = Choice(Action)
+    subject = Choice(Subject)
+    subject_id = Text(0, 64, metadata={"description": "The id of a task, a run or a key."})
+    since = Instant()
+    until = Instant()
+
+
+class AuditEntrySchema(Schema):
+    """A change that somebody made."""
+
+    id = fields.Integer()
+    at = fields.String(metadata={"format": "date-time"})
+    actor = fields.String(metadata={"description": "A key's id, `admin` or `celery`."})
+    actor_name = fields.String()
+    via = Choice(Via)
+    address = fields.String(allow_none=True)
+    action = Choice(Action)
+    subject = Choice(Subject)
+    subject_id = fields.String()
+    subject_name = fields.String()
+    before = fields.Dict(allow_none=True, metadata={"description": "What differed before, field by field."})
+    after = fields.Dict(allow_none=True)
+    position = fields.Integer(
+        allow_none=True, metadata={"description": "Its place in the chain, from 1; null for about a second."}
+    )
+    previous = fields.String(allow_none=True, metadata={"description": "The hash of the entry before it."})
+    hash = fields.String(
+        allow_none=True,
+        metadata={"description": "SHA-256 of this entry without `hash`, as JSON with sorted keys and no spaces."},
+    )
+
+    @ma.pre_dump
+    def _as_hashed(self, entry: AuditEntry, **_: Any) -> Fields:
+        return audit.shown(entry)
+
+
+class AuditPageSchema(PageSchema):
+    """Changes, newest first."""
+
+    items = fields.List(fields.Nested(AuditEntrySchema))
+
+
+class StatsQuerySchema(Schema):
+    """Of which slots, and of which task."""
+
+    since = Instant(metadata={"description": "The earliest slot, an hour ago where it is not given."})
+    task_id = fields.UUID(error_messages={"invalid_uuid": "Must be a task's id, a UUID."})
+
+
+class LatenessSchema(Schema):
+    """How late runs started, in milliseconds."""
+
+    p50_ms = fields.Float(allow_none=True)
+    p99_ms = fields.Float(allow_none=True)
+    max_ms = fields.Float(allow_none=True)
+
+
+class StageSchema(Schema):
+    """A stage on the way from the slot to the start, over the runs that were late."""
+
+    runs = fields.Integer(metadata={"description": "How many of them it made late: it took longest."})
+    p50_ms = fields.Float(allow_none=True)
+    max_ms = fields.Float(allow_none=True)
+
+
+class LateSchema(Schema):
+    """The runs that started more than 10 s late, 10,000 of them at most, the latest slots first."""
+
+    runs = fields.Integer()
+    stages = fields.Dict(
+        keys=fields.String(validate=validate.OneOf(stats.STAGES)),
+        values=fields.Nested(StageSchema),
+        metadata={
+            "description": "`fired`: until a beat recorded it; `published`: until it was sent; "
+            "`started`: until a worker claimed it."
+        },
+    )
+
+
+class StatsSchema(Schema):
+    """How the runs of a time went. Slots count, and those of a backfill in no lateness."""
+
+    since = Instant()
+    until = Instant()
+    runs = fields.Dict(
+        keys=Choice(stats.STATES), values=fields.Integer(), metadata={"description": "By state; `waiting`: not ended."}
+    )
+    in_time = fields.Float(
+        allow_none=True, metadata={"description": "The share that started within 10 s; null where none was to start."}
+    )
+    lateness = fields.Nested(LatenessSchema)
+    late = fields.Nested(LateSchema)
 
 
 class HealthSchema(Schema):

@@ -18,10 +18,12 @@ from celery import Task
 from celery.exceptions import Reject
 from sqlalchemy.orm import Session
 
-from app import answers, bell, db, errors, external, messages, queries, schemas, tasks
+from app import answers, db, errors, external, messages, queries, schemas, tasks
+from app.actors import Actor
 from app.broker import celery_app
 from app.fields import Text
 from app.messages import Ticket
+from app.states import Role, Via
 from workers.execution import cut
 
 Fields = dict[str, Any]
@@ -89,12 +91,11 @@ def changes(use_case: UseCase) -> Any:
         fields = _plain(args, given)
         key = schemas.load(KeySchema(), {name: fields.pop(name) for name in ("idempotency_key",) if name in fields})
         request = answers.Request(route=self.name, key=key["idempotency_key"] or self.request.id, given=fields)
-        with db.transaction() as session:
+        with db.transaction(by=_caller(self)) as session:
             now = db.now(session)
             answer: Fields = answers.once(
                 session, now, request, lambda: use_case(session, now, dict(fields)), wait=True
             )
-        _ring(answer)
         return answer
 
     return _register(use_case, run)
@@ -148,9 +149,7 @@ def delete_task(session: Session, now: datetime, fields: Fields) -> Fields:
     """Deletes a task and keeps its runs."""
     task_id = _take_task(session, fields)
     schemas.load(schemas.Schema(), fields)  # nothing else may be given
-    task = queries.task(session, task_id)
-    tasks.delete(session, now, task_id)
-    return _dump_task(task)
+    return _dump_task(tasks.delete(session, now, task_id))
 
 
 @changes
@@ -240,12 +239,9 @@ def _dump_task(task: Any) -> Fields:
     return dict(schemas.TaskSchema().dump(task))
 
 
-def _ring(answer: Fields) -> None:
-    """Has a beat look at the task, or the run, that was answered with. It is committed by now."""
-    if "task_id" in answer:
-        bell.ringer().ring(bell.Hint(bucket=tasks.bucket(UUID(answer["task_id"])), run=UUID(answer["id"])))
-    else:
-        bell.ring(tasks.bucket(UUID(answer["id"])))
+def _caller(call: Task) -> Actor:
+    """Who called, as the message says: what may send here is settled by the broker's permissions."""
+    return Actor(id=str(Via.CELERY), name=str(call.request.origin or ""), role=Role.EDITOR, via=Via.CELERY)
 
 
 def _refuse(ticket: Ticket) -> None:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from app import broker, db, models, nodes, queries
-from web import schemas
+from web import auth, schemas
 from web.blueprint import Blueprint
 
 blp = Blueprint("cluster", "Who is there, and what waits.")
@@ -14,7 +14,7 @@ blp = Blueprint("cluster", "Who is there, and what waits.")
 @blp.gives(200, schemas.ClusterSchema)
 def show() -> dict[str, Any]:
     """Shows beats with their buckets, workers with their load, queues, and what was set aside."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         found = queries.cluster(session, db.now(session))
     depths = broker.depths(queue.name for queue in found.queues)  # after the transaction: it goes over the network
     return {

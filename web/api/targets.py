@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from app import db, queries
-from web import schemas
+from app import queries
+from web import auth, schemas
 from web.blueprint import Blueprint
 
 blp = Blueprint("targets", "What a task can call.")
@@ -13,5 +13,5 @@ blp = Blueprint("targets", "What a task can call.")
 @blp.gives(200, schemas.TargetPageSchema)
 def index() -> dict[str, Any]:
     """Lists what the workers offer."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         return {"items": queries.targets(session), "next": None}

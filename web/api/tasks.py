@@ -1,11 +1,14 @@
-"""Tasks: register, read, change, pause, resume, run, delete."""
+"""Tasks: register, read, change, pause, resume, run, delete; one by one, or those that a filter names."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import flask
 
-from app import bell, db, models, queries, schemas, tasks
+from app import bulk, db, models, queries, schemas, tasks
+from web import auth
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
 
@@ -20,9 +23,8 @@ blp = Blueprint("tasks", "What is to be run, and when.")
 @blp.refuses(409)
 def create(fields: Fields) -> tuple[models.Task, dict[str, str]]:
     """Registers a task."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         task = tasks.create(session, db.now(session), fields)
-    bell.ring(task.bucket)
     return task, {"Location": flask.url_for("tasks.show", task_id=task.id), **tag(task)}
 
 
@@ -32,11 +34,70 @@ def create(fields: Fields) -> tuple[models.Task, dict[str, str]]:
 @blp.refuses(409)
 def create_many(fields: Fields) -> Fields:
     """Registers up to 1,000 tasks, all or none."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         created = tasks.create_many(session, db.now(session), fields["items"])
-    for bucket in {task.bucket for task in created}:
-        bell.ring(bucket)
     return {"items": created}
+
+
+@blp.serves("POST", "/tasks/import")
+@blp.takes(web_schemas.DryRunSchema, "query")
+@blp.takes(web_schemas.ImportSchema)
+@blp.gives(200, web_schemas.ImportedSchema)
+@blp.refuses(403, 409)
+def import_many(wanted: Fields, fields: Fields) -> bulk.Imported:
+    """Adds tasks that are not there, by their names, and changes those that differ, all or none."""
+    with auth.transaction() as session:
+        return bulk.bring(session, db.now(session), fields["items"], dry_run=wanted["dry_run"])
+
+
+@blp.serves("GET", "/tasks/export")
+@blp.takes(web_schemas.TaskFilterSchema, "query")
+@blp.streams("application/x-ndjson")
+def export(wanted: Fields) -> flask.Response:
+    """Gives tasks as JSON lines, each as it may be registered again."""
+    return flask.Response(_lines(wanted), content_type="application/x-ndjson")
+
+
+def _lines(wanted: Fields) -> Iterator[str]:
+    """Page by page, each in a transaction of its own: a reader may be slow."""
+    after: str | None = None
+    by = auth.actor()
+    while True:
+        with db.transaction(by=by) as session:
+            page = queries.tasks(session, **wanted, order="name", limit=bulk.MAX_BULK, after=after)
+        yield "".join(f"{json.dumps(bulk.definition(task), ensure_ascii=False)}\n" for task in page.items)
+        if page.next is None:
+            return
+        after = page.next
+
+
+@blp.serves("POST", "/tasks/bulk/pause")
+@blp.takes(web_schemas.PauseManySchema)
+@blp.gives(200, web_schemas.DoneManySchema)
+def pause_many(fields: Fields) -> bulk.Done:
+    """Pauses up to 1,000 active tasks of those that the filters name, and says whether there are more."""
+    note = fields.pop("note")
+    with auth.transaction() as session:
+        return bulk.pause(session, db.now(session), fields, note)
+
+
+@blp.serves("POST", "/tasks/bulk/resume")
+@blp.takes(web_schemas.ResumeManySchema)
+@blp.gives(200, web_schemas.DoneManySchema)
+def resume_many(fields: Fields) -> bulk.Done:
+    """Resumes up to 1,000 paused tasks of those that the filters name, and says whether there are more."""
+    since = fields.pop("since")
+    with auth.transaction() as session:
+        return bulk.resume(session, db.now(session), fields, since)
+
+
+@blp.serves("POST", "/tasks/bulk/delete")
+@blp.takes(web_schemas.ManySchema)
+@blp.gives(200, web_schemas.DoneManySchema)
+def delete_many(fields: Fields) -> bulk.Done:
+    """Deletes up to 1,000 tasks of those that the filters name, and says whether there are more."""
+    with auth.transaction() as session:
+        return bulk.delete(session, db.now(session), fields)
 
 
 @blp.serves("GET", "/tasks")
@@ -44,7 +105,7 @@ def create_many(fields: Fields) -> Fields:
 @blp.gives(200, web_schemas.TaskPageSchema)
 def index(wanted: Fields) -> queries.Page[models.Task]:
     """Lists tasks, newest first."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         return queries.tasks(session, **wanted)
 
 
@@ -53,7 +114,7 @@ def index(wanted: Fields) -> queries.Page[models.Task]:
 @blp.refuses(404)
 def show(task_id: UUID) -> tuple[queries.TaskDetail, dict[str, str]]:
     """Shows a task, and whether its target can be called."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         detail = queries.task_detail(session, task_id)
     return detail, tag(detail.task)
 
@@ -62,47 +123,45 @@ def show(task_id: UUID) -> tuple[queries.TaskDetail, dict[str, str]]:
 @blp.takes(web_schemas.IfMatchSchema, "headers")
 @blp.takes(schemas.TaskChangeSchema)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
-@blp.refuses(404, 409, 412)
+@blp.refuses(404, 409, 412, 428)
 def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Changes what the body names of a task."""
-    with db.transaction() as session:
-        task = tasks.change(session, db.now(session), task_id, fields, version=wanted.get("version"))
-    bell.ring(task.bucket)
+    with auth.transaction() as session:
+        task = tasks.change(session, db.now(session), task_id, fields, version=wanted["version"])
     return task, tag(task)
 
 
 @blp.serves("DELETE", "/tasks/<uuid:task_id>")
 @blp.takes(web_schemas.IfMatchSchema, "headers")
 @blp.gives(204)
-@blp.refuses(404, 412)
+@blp.refuses(404, 412, 428)
 def delete(wanted: Fields, task_id: UUID) -> None:
     """Deletes a task and keeps its runs."""
-    with db.transaction() as session:
-        tasks.delete(session, db.now(session), task_id, version=wanted.get("version"))
-    bell.ring(tasks.bucket(task_id))
+    with auth.transaction() as session:
+        tasks.delete(session, db.now(session), task_id, version=wanted["version"])
 
 
 @blp.serves("POST", "/tasks/<uuid:task_id>/pause")
+@blp.takes(web_schemas.IfMatchSchema, "headers")
 @blp.takes(schemas.PauseSchema, required=False)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
-@blp.refuses(404, 409)
-def pause(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
+@blp.refuses(404, 409, 412, 428)
+def pause(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Fires no slot of a task until it is resumed."""
-    with db.transaction() as session:
-        task = tasks.pause(session, db.now(session), task_id, fields["note"])
-    bell.ring(task.bucket)
+    with auth.transaction() as session:
+        task = tasks.pause(session, db.now(session), task_id, fields["note"], version=wanted["version"])
     return task, tag(task)
 
 
 @blp.serves("POST", "/tasks/<uuid:task_id>/resume")
+@blp.takes(web_schemas.IfMatchSchema, "headers")
 @blp.takes(schemas.ResumeSchema, required=False)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
-@blp.refuses(404, 409)
-def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
+@blp.refuses(404, 409, 412, 428)
+def resume(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
     """Fires the slots of a paused task again."""
-    with db.transaction() as session:
-        task = tasks.resume(session, db.now(session), task_id, fields["since"])
-    bell.ring(task.bucket)
+    with auth.transaction() as session:
+        task = tasks.resume(session, db.now(session), task_id, fields["since"], version=wanted["version"])
     return task, tag(task)
 
 
@@ -112,9 +171,8 @@ def resume(fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
 @blp.refuses(404)
 def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:
     """Runs a task now, whatever its schedule says."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         new = tasks.run(session, db.now(session), task_id, fields["args"], fields["kwargs"])
-    bell.ring_run(new, tasks.bucket(task_id))
     return new, {"Location": flask.url_for("runs.show", run_id=new.id)}
 
 
@@ -124,7 +182,7 @@ def run(fields: Fields, task_id: UUID) -> tuple[models.Run, dict[str, str]]:
 @blp.refuses(404)
 def backfill(fields: Fields, task_id: UUID) -> Fields:
     """Runs a task for its past slots that have no run."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         now = db.now(session)
         missing = tasks.missing_slots(session, now, task_id, **fields)
         return {"runs": tasks.backfill(session, now, task_id, missing)}
@@ -136,7 +194,7 @@ def backfill(fields: Fields, task_id: UUID) -> Fields:
 @blp.refuses(404)
 def upcoming(wanted: Fields, task_id: UUID) -> Fields:
     """Lists the next slots of a task."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         return {"slots": tasks.upcoming(session, db.now(session), task_id, wanted["count"])}
 
 
@@ -146,7 +204,7 @@ def upcoming(wanted: Fields, task_id: UUID) -> Fields:
 @blp.refuses(404)
 def runs(wanted: Fields, task_id: UUID) -> queries.Page[models.Run]:
     """Lists the runs of a task, newest slot first; a deleted task has kept them."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         return queries.task_runs(session, task_id, **wanted)
 
 

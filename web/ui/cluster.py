@@ -5,13 +5,14 @@ from urllib.parse import urlsplit
 import flask
 
 from app import broker, db, queries, settings
+from web import auth
 from web.ui.pages import blp, page
 
 
 @blp.get("/cluster")
 def cluster() -> flask.Response:
     """Shows who is there and what waits."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         found = queries.cluster(session, db.now(session))
         targets = queries.targets(session)
     return page(

@@ -7,6 +7,7 @@ import flask
 
 from app import db, nodes, queries, summaries
 from app.states import RunState, TaskState
+from web import auth
 from web.ui import charts
 from web.ui.pages import blp, page
 
@@ -18,7 +19,7 @@ SHOWN = 8
 @blp.get("/")
 def overview() -> flask.Response:
     """Shows how it goes."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         now = db.now(session)
         shown: dict[str, Any] = {
             "promises": {name: summaries.promise(session, now, span) for name, span in SPANS.items()},

@@ -10,7 +10,7 @@ import flask
 from app import attempts, db, queries, runs, schemas
 from app.fields import Text
 from app.models import Run
-from app.states import OPEN, Role, RunState
+from app.states import OPEN, RunState
 from web import auth
 from web import schemas as web_schemas
 from web.ui import pages, reading, showing
@@ -30,7 +30,7 @@ def all_runs() -> flask.Response:
     """Lists runs, newest slot first."""
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
-    with db.transaction() as session:
+    with auth.transaction() as session:
         found = queries.runs(session, **wanted | {"limit": LIMIT})
         task = queries.find_task(session, wanted["task_id"]) if wanted.get("task_id") else None
     return page("runs", runs=found, asked=asked, problems=problems, states=list(RunState), task=task)
@@ -39,7 +39,7 @@ def all_runs() -> flask.Response:
 @blp.get("/runs/<uuid:run_id>")
 def show_run(run_id: UUID) -> flask.Response:
     """Shows a run's life, its attempts, its arguments and what came of it."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         detail = queries.run(session, run_id)
         task = queries.find_task(session, detail.run.task_id)
     run = detail.run
@@ -55,21 +55,19 @@ def show_run(run_id: UUID) -> flask.Response:
 
 
 @blp.post("/runs/<uuid:run_id>/cancel")
-@auth.needs(Role.OPERATOR)
 def cancel_run(run_id: UUID) -> flask.Response:
     """Cancels a run."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         run = runs.cancel(session, db.now(session), run_id)
     ended = run.finished_at is not None
     return done("The run is cancelled." if ended else "Its worker was told to end it.", _address(run_id))
 
 
 @blp.post("/runs/<uuid:run_id>/retry")
-@auth.needs(Role.OPERATOR)
 def retry_run(run_id: UUID) -> flask.Response:
     """Runs a failed run again."""
-    with db.transaction() as session:
-        run = attempts.run_again(session, run_id)
+    with auth.transaction() as session:
+        run = attempts.run_again(session, db.now(session), run_id)
     return done(f"Attempt {run.attempt + 1} follows at once.", _address(run_id))
 
 

@@ -10,11 +10,10 @@ from uuid import UUID
 import flask
 from sqlalchemy.orm import Session
 
-from app import bell, db, errors, queries, schemas, signatures, tasks
+from app import db, errors, queries, schemas, signatures, tasks
 from app.models import Target, Task
 from app.schedules import zones
 from app.signatures import Parameter
-from app.states import Role
 from web import auth
 from web.ui import forms, reading, showing
 from web.ui.pages import PART, blp, flat, lead, page
@@ -50,11 +49,10 @@ class Outlook:
 
 
 @blp.get("/tasks/new")
-@auth.needs(Role.EDITOR)
 def new_task() -> flask.Response:
     """Asks for a task; `like` names one to begin from."""
     like = flask.request.args.get("like", "").replace("\0", "")
-    with db.transaction() as session:
+    with auth.transaction() as session:
         if like:
             model = queries.task(session, queries.task_id(session, like))
             form = forms.filled(model, _named(session, model.target))
@@ -66,23 +64,20 @@ def new_task() -> flask.Response:
 
 
 @blp.post("/tasks/new")
-@auth.needs(Role.EDITOR)
 def create_task() -> flask.Response:
     """Registers a task."""
     return _save(None)
 
 
 @blp.get("/tasks/<uuid:task_id>/edit")
-@auth.needs(Role.EDITOR)
 def edit_task(task_id: UUID) -> flask.Response:
     """Asks for the changes of a task."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         task = queries.task(session, task_id)
         return _show(session, forms.filled(task, _named(session, task.target)))
 
 
 @blp.post("/tasks/<uuid:task_id>/edit")
-@auth.needs(Role.EDITOR)
 def change_task(task_id: UUID) -> flask.Response:
     """Changes a task."""
     return _save(task_id)
@@ -91,7 +86,7 @@ def change_task(task_id: UUID) -> flask.Response:
 def _save(task_id: UUID | None) -> flask.Response:
     """Saves the form, or shows it again: with what is wrong, or with what it would mean where only that was asked."""
     form = forms.TaskForm()
-    with db.transaction() as session:
+    with auth.transaction() as session:
         form.task = queries.task(session, task_id) if task_id else None
         form.parameters = _named(session, form.text("target"))
     if "save" in flask.request.form and PART not in flask.request.headers:
@@ -102,10 +97,9 @@ def _save(task_id: UUID | None) -> flask.Response:
         except errors.Stale:
             form.other_problems.append(STALE)
         else:
-            bell.ring(task.bucket)
             said = f"{task.name} is saved." if task_id else f"{task.name} is registered."
             return lead(said, flask.url_for("ui.show_task", task_id=task.id))
-    with db.transaction() as session:
+    with auth.transaction() as session:
         if STALE in form.other_problems and task_id:
             form.version.data = str(queries.task(session, task_id).version)
         return _show(session, form, status=422 if form.has_problems else 200)
@@ -115,14 +109,14 @@ def _write(form: forms.TaskForm) -> Task:
     given = form.given()
     fields = schemas.load(schemas.TaskSchema(), given)
     if form.task is None:
-        with db.transaction() as session:
+        with auth.transaction() as session:
             return tasks.create(session, db.now(session), fields)
     changed = _changes(form.task, given, form.parameters, fields)
     if not changed:
         return form.task
     version = form.text("version")
     meant = int(version) if VERSION.fullmatch(version) else None
-    with db.transaction() as session:
+    with auth.transaction() as session:
         return tasks.change(session, db.now(session), form.task.id, changed, version=meant)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import flask
 from sqlalchemy.orm import Session
 
-from app import bell, db, errors, queries, schemas, tasks
+from app import db, errors, queries, schemas, tasks
 from app.fields import Choice
 from app.states import Role, TaskState
 from web import auth
@@ -40,7 +40,7 @@ def all_tasks() -> flask.Response:
     """Lists tasks, with what became of their last runs."""
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
-    with db.transaction() as session:
+    with auth.transaction() as session:
         found = queries.tasks(session, **wanted | {"limit": LIMIT})
         outcomes = queries.outcomes(session, [task.id for task in found.items], MARKS)
         targets = [each.target.name for each in queries.targets(session)]
@@ -61,7 +61,7 @@ def all_tasks() -> flask.Response:
 @blp.get("/tasks/<uuid:task_id>")
 def show_task(task_id: UUID) -> flask.Response:
     """Shows a task: when it is due, what it calls, how it went."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         now = db.now(session)
         task = queries.find_task(session, task_id)
         detail = queries.task_detail(session, task_id) if task.state != TaskState.DELETED else None
@@ -83,60 +83,51 @@ def show_task(task_id: UUID) -> flask.Response:
 
 
 @blp.post("/tasks/<uuid:task_id>/pause")
-@auth.needs(Role.OPERATOR)
 def pause_task(task_id: UUID) -> flask.Response:
     """Pauses a task, with a note."""
     note = flask.request.form.get("note", "").strip()
     fields = schemas.load(schemas.PauseSchema(), {"note": note or None})
-    with db.transaction() as session:
+    with auth.transaction() as session:
         task = tasks.pause(session, db.now(session), task_id, fields["note"])
-    bell.ring(task.bucket)
     return done(f"{task.name} is paused.", _address(task_id))
 
 
 @blp.post("/tasks/<uuid:task_id>/resume")
-@auth.needs(Role.OPERATOR)
 def resume_task(task_id: UUID) -> flask.Response:
     """Resumes a task, from now or from where it stopped."""
     fields = schemas.load(schemas.ResumeSchema(), {"from": flask.request.form.get("from") or "now"})
-    with db.transaction() as session:
+    with auth.transaction() as session:
         task = tasks.resume(session, db.now(session), task_id, fields["since"])
-    bell.ring(task.bucket)
     return done(f"{task.name} goes on.", _address(task_id))
 
 
 @blp.post("/tasks/<uuid:task_id>/run")
-@auth.needs(Role.OPERATOR)
 def run_task(task_id: UUID) -> flask.Response:
     """Runs a task now, with its own arguments or with others, and shows the run."""
     typed = {name: flask.request.form.get(name, "") for name in ("args", "kwargs")}
     given = {name: reading.parsed(text, name) for name, text in typed.items() if text.strip()}
     fields = schemas.load(schemas.RunNowSchema(), given)
-    with db.transaction() as session:
+    with auth.transaction() as session:
         run = tasks.run(session, db.now(session), task_id, fields["args"], fields["kwargs"])
-    bell.ring_run(run, tasks.bucket(task_id))
     return lead("It runs now.", flask.url_for("ui.show_run", run_id=run.id))
 
 
 @blp.post("/tasks/<uuid:task_id>/delete")
-@auth.needs(Role.EDITOR)
 def delete_task(task_id: UUID) -> flask.Response:
     """Deletes a task; its runs stay."""
-    with db.transaction() as session:
+    with auth.transaction() as session:
         tasks.delete(session, db.now(session), task_id)
-    bell.ring(tasks.bucket(task_id))
     return lead("The task is deleted. Its runs are kept.", flask.url_for("ui.all_tasks"))
 
 
 @blp.post("/tasks/<uuid:task_id>/backfill")
-@auth.needs(Role.OPERATOR)
 def backfill_task(task_id: UUID) -> flask.Response:
     """Runs a task for past slots that have no run; the first press of the button only counts them."""
     form = flask.request.form
     zone = form.get("zone") or "UTC"
     given = {name: reading.instant(form.get(name, ""), zone, name) for name in ("since", "until")}
     fields = schemas.load(schemas.BackfillSchema(), given)
-    with db.transaction() as session:
+    with auth.transaction() as session:
         slots = tasks.missing_slots(session, db.now(session), task_id, **fields)
         if form.get("confirmed") != str(len(slots)):
             task = queries.find_task(session, task_id)
@@ -156,7 +147,6 @@ ACTIONS: dict[str, tuple[Role, str, Act]] = {
 
 
 @blp.post("/tasks/selection")
-@auth.needs(Role.OPERATOR)
 def steer_tasks() -> flask.Response:
     """Does one thing with each selected task; those that it does not fit are said, their neighbours are done."""
     role, said, act = ACTIONS.get(flask.request.form.get("action", ""), (None, "", None))
@@ -167,9 +157,8 @@ def steer_tasks() -> flask.Response:
     kept: list[str] = []
     for task_id in chosen:
         try:
-            with db.transaction() as session:
+            with auth.transaction() as session:
                 act(session, db.now(session), task_id)
-            bell.ring(tasks.bucket(task_id))
         except (errors.Conflict, errors.NotFound, errors.Unavailable) as exc:
             kept.append(exc.message)
     if kept:

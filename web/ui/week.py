@@ -41,7 +41,7 @@ def week() -> flask.Response:
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
-    with db.transaction() as session:
+    with auth.transaction() as session:
         now = db.now(session)
         groups = forecast.groups(session, now, DAYS, queries.like(**named))
         targets = [each.target.name for each in queries.targets(session)]
@@ -71,7 +71,7 @@ def calendar(token: str) -> flask.Response:
         given = _signer().loads(token)
     except BadSignature as exc:
         raise errors.NotFound from exc
-    with db.transaction() as session:
+    with db.transaction(by=auth.as_key(given["by"]) if "by" in given else None) as session:
         now = db.now(session)
         if "task" in given:
             chosen = [queries.task(session, UUID(given["task"]))]
@@ -95,9 +95,12 @@ def _events(chosen: Sequence[Task], now: datetime) -> Iterator[tuple[datetime, T
 def calendar_address(**given: str) -> str:
     """Where a calendar is: of the `task` of an id, or of those that filters of the list choose; `name` is its title.
 
-    Another administrator's key or SECRET_KEY makes it void.
+    It shows what the key sees that it was made with. That key's end, another administrator's key or another SECRET_KEY
+    makes it void.
     """
-    return flask.url_for("ui.calendar", token=_signer().dumps(given), _external=True)
+    actor = auth.actor()
+    by = {"by": actor.key} if actor and actor.key else {}
+    return flask.url_for("ui.calendar", token=_signer().dumps(given | by), _external=True)
 
 
 def _signer() -> URLSafeSerializer:

@@ -1,0 +1,54 @@
+"""What lies between a client and a view: proxies in front, browsers with their rules, TLS."""
+
+import flask
+from flask_cors import CORS
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from app import settings
+
+YEAR = 365 * 86_400
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+"""On every answer."""
+
+NOTHING = "default-src 'none'; frame-ancestors 'none'"
+"""The policy of what is no page: it may load nothing, and nobody may frame it."""
+
+READABLE = ("ETag", "Location", "Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+
+
+def register(app: flask.Flask) -> None:
+    """Has `app` trust as many proxies as the settings say, and browsers of no origin that they do not name."""
+    config = settings.load()
+    hops = config.PUNCTUAL_TRUSTED_PROXIES
+    if hops:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=0)  # type: ignore[method-assign]
+    if config.PUNCTUAL_CORS_ORIGINS:
+        CORS(
+            app,
+            resources=r"/api/v1/.*",
+            origins=list(config.PUNCTUAL_CORS_ORIGINS),
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match"],
+            expose_headers=list(READABLE),
+            max_age=600,
+        )
+    app.after_request(harden)
+
+
+def harden(response: flask.Response) -> flask.Response:
+    """Keeps browsers from guessing, framing and telling on; and on TLS, once they came by TLS."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if response.mimetype != "text/html":
+        response.headers.setdefault("Content-Security-Policy", NOTHING)
+    if flask.request.path.startswith("/api/v1/"):
+        response.headers.setdefault("Cache-Control", "no-store")
+    if flask.request.is_secure:
+        response.headers.setdefault("Strict-Transport-Security", f"max-age={YEAR}")
+    return response
