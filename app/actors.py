@@ -80,10 +80,13 @@ def _tasks_of(actor: Actor) -> ColumnElement[bool]:
 
 def _runs_of(actor: Actor) -> ColumnElement[bool]:
     """A run belongs to whoever sees its task as it is now; a deleted one has kept its labels."""
-    table: Any = Task.__table__  # past the ORM, which would add the condition once more
-    mine = select(table.c.id).where(table.c.id == Run.task_id)
+    mine = select(_THEIRS.c.id).where(_THEIRS.c.id == Run.task_id)
     if actor.labels:
-        mine = mine.where(table.c.labels.contains(dict(actor.labels)))
+        mine = mine.where(_THEIRS.c.labels.contains(dict(actor.labels)))
     if actor.queues is not None:
-        mine = mine.where(table.c.queue.in_(actor.queues))
+        mine = mine.where(_THEIRS.c.queue.in_(actor.queues))
     return mine.exists()
+
+
+_THEIRS: Any = Task.__table__.alias("theirs")
+"""The tasks of runs: past the ORM, which would add the condition once more, and apart from those of the query."""

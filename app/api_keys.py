@@ -7,6 +7,7 @@ import secrets
 import string
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,8 +31,16 @@ USED_EVERY = timedelta(minutes=1)
 """How exact `last_used_at` is."""
 
 
-def create(session: Session, now: datetime, fields: Mapping[str, Any]) -> tuple[ApiKey, str]:
-    """Makes a key; returns it, and the text that its holder is to have. It cannot be had again."""
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A new key, and the text that its holder is to have. It cannot be had again."""
+
+    key: ApiKey
+    text: str = field(repr=False)
+
+
+def create(session: Session, now: datetime, fields: Mapping[str, Any]) -> Made:
+    """Makes a key."""
     key_id, secret = _draw(ID), _draw(SECRET)
     actor = actors.of(session)
     key = ApiKey(
@@ -40,7 +49,7 @@ def create(session: Session, now: datetime, fields: Mapping[str, Any]) -> tuple[
     session.add(key)
     session.flush()
     audit.created(session, now, [key])
-    return key, f"{PREFIX}{key_id}{secret}{_checksum(key_id + secret)}"
+    return Made(key=key, text=f"{PREFIX}{key_id}{secret}{_checksum(key_id + secret)}")
 
 
 def revoke(session: Session, now: datetime, key_id: str) -> ApiKey:

@@ -62,6 +62,7 @@ class Settings(BaseModel):
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
     PUNCTUAL_RATE_PER_KEY: Annotated[int, Field(ge=0)] = 6_000
     PUNCTUAL_RATE_PER_ADDRESS: Annotated[int, Field(ge=0)] = 12_000
+    PUNCTUAL_RATE_WRONG_KEYS: Annotated[int, Field(ge=0)] = 60
     PUNCTUAL_REQUIRE_IF_MATCH: bool = False
     PUNCTUAL_TRUSTED_PROXIES: Annotated[int, Field(ge=0, le=10)] = 0
     PUNCTUAL_CORS_ORIGINS: tuple[str, ...] = ()

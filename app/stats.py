@@ -73,15 +73,15 @@ def _of_summaries(session: Session, now: datetime, since: datetime) -> dict[str,
 
 
 def _of_runs(session: Session, now: datetime, since: datetime, task_id: UUID | None) -> dict[str, Any]:
-    counted = summaries.conditions(now)
-    started = counted["started"]
-    query: Select[Any] = select(
-        *(func.count().filter(condition).label(name) for name, condition in counted.items()),
+    started = summaries.CONDITIONS["started"]
+    query: Any = select(
+        *(func.count().filter(condition).label(name) for name, condition in summaries.CONDITIONS.items()),
         func.percentile_disc(0.5).within_group(_LATENESS).filter(started).label("p50"),
         func.percentile_disc(0.99).within_group(_LATENESS).filter(started).label("p99"),
         func.max(_LATENESS).filter(started).label("worst"),
     )
-    row = session.execute(_within(query.select_from(Run), now, since, task_id)).one()
+    query = _within(query.select_from(Run), now, since, task_id)
+    row = session.execute(query, summaries.parameters(now)).one()
     to_start = row.started + row.late
     return {
         "runs": {state: getattr(row, state) for state in STATES},

@@ -129,10 +129,9 @@ def troubled(session: Session, now: datetime, since: datetime, limit: int) -> li
     return [(start, start + length) for start in starts[:limit]]
 
 
-def conditions(now: datetime) -> dict[str, ColumnElement[bool]]:
-    """When a run counts as what, by the columns of a summary: for who counts runs without one."""
-    given = {"now": now, "theirs": sorted(settings.load().external_queues)}
-    return {name: condition.params(given) for name, condition in _counted.items()}
+def parameters(now: datetime) -> dict[str, Any]:
+    """The parameters of CONDITIONS."""
+    return {"now": now, "theirs": sorted(settings.load().external_queues)}
 
 
 def minutes(session: Session, now: datetime, count: int = 60) -> list[Minute]:
@@ -167,10 +166,10 @@ def summarise(session: Session, now: datetime, limit: int = BATCH) -> bool:
     # They are locked before they are counted, by a statement of its own: who opens one again from here on waits, and
     # does so after it was made. One that is being opened is passed over, its run could not be seen yet.
     due = db.execute(session, _DUE, {"now": now, "limit": limit}).scalars().all()
-    theirs = sorted(settings.load().external_queues)
+    given = parameters(now)
     made = []
     for start in due:
-        db.execute(session, _MAKE, {"now": now, "a_start": start, "theirs": theirs})
+        db.execute(session, _MAKE, given | {"a_start": start})
         made.append(start)
         if time.monotonic() > end:
             break
@@ -330,7 +329,7 @@ _is_late = (
     & (Run.scheduled_for < _now - policies.GRACE)
     & ~(Run.queue == any_(bindparam("theirs", type_=ARRAY(Text()))))
 )
-_counted = {
+CONDITIONS: dict[str, ColumnElement[bool]] = {
     "succeeded": Run.state == RunState.SUCCEEDED,
     "failed": Run.state == RunState.FAILED,
     "cancelled": Run.state == RunState.CANCELLED,
@@ -340,13 +339,15 @@ _counted = {
     "in_time": _started & (_lateness_of <= policies.GRACE),
     "late": _is_late,
 }
+"""When a run counts as what, by the columns of a summary."""
+
 _ms = func.greatest(_seconds(_lateness_of) * 1000, 1.0)
 _bucket = case((_started, cast(func.floor(func.ln(_ms) / math.log(BASE)), Integer())))
 _by_bucket = (
     select(
         _bucket.label("bucket"),
         func.max(_lateness_of).filter(_started).label("worst"),
-        *(func.count().filter(condition).label(name) for name, condition in _counted.items()),
+        *(func.count().filter(condition).label(name) for name, condition in CONDITIONS.items()),
     )
     .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + MINUTE)
     .group_by("bucket")

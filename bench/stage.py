@@ -49,6 +49,7 @@ def stores() -> Iterator[None]:
         with embedded.stores(data) as urls:
             os.environ |= urls | {"LOG_LEVEL": "WARNING", processes.MARK: str(data)}
             os.environ |= {"SECRET_KEY": "bench", "PUNCTUAL_ADMIN_KEY": secrets.token_hex()}
+            os.environ |= {"PUNCTUAL_RATE_PER_KEY": "0", "PUNCTUAL_RATE_PER_ADDRESS": "0"}
             os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             with _database(f"punctual_bench_{os.getpid()}"):
                 os.environ |= _stock()

@@ -13,9 +13,6 @@ from flask_limiter import HeaderNames, Limiter
 from app import bell, settings
 from web import auth
 
-PER_STRANGER = 60
-"""Wrong keys that an address may try a minute."""
-
 HEADERS = {
     HeaderNames.LIMIT: "RateLimit-Limit",
     HeaderNames.REMAINING: "RateLimit-Remaining",
@@ -33,7 +30,12 @@ def register(app: flask.Flask) -> None:
     """Limits the requests to `app`. Who makes them is known by then: see `auth.identify`."""
     config = settings.load()
     limits = [
-        _Limit(f"{PER_STRANGER}/minute", scope="stranger", exempt_when=_is_known, deduct_when=_is_refused),
+        _Limit(
+            f"{config.PUNCTUAL_RATE_WRONG_KEYS}/minute",
+            scope="stranger",
+            exempt_when=_is_known,
+            deduct_when=_is_refused,
+        ),
         _Limit(f"{config.PUNCTUAL_RATE_PER_ADDRESS}/minute", scope="address"),
         _Limit(f"{config.PUNCTUAL_RATE_PER_KEY}/minute", scope="key", key_function=_key, exempt_when=_is_stranger),
     ]

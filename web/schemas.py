@@ -9,9 +9,10 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from app import audit, clock, errors, settings, stats
+from app.api_keys import Made
 from app.bulk import MAX_BULK
 from app.fields import Choice, Instant, JsonObject, Text, Whole
-from app.models import ApiKey, AuditEntry
+from app.models import AuditEntry
 from app.schemas import (
     QUEUE,
     QUEUE_SAYS,
@@ -210,7 +211,7 @@ class ImportSchema(BulkSchema):
             if not name
         }
         if again or without:
-            raise ma.ValidationError(again | without)  # type: ignore[arg-type]
+            raise ma.ValidationError(again | without)
 
 
 class DryRunSchema(Schema):
@@ -455,9 +456,8 @@ class MadeKeySchema(KeySchema):
     key = fields.String(dump_only=True, metadata={"description": "What its holder sends. It is shown this once."})
 
     @ma.pre_dump
-    def _add(self, made: tuple[ApiKey, str], **_: Any) -> Fields:
-        key, text = made
-        return {name: getattr(key, name) for name in self.fields if name != "key"} | {"key": text}
+    def _add(self, made: Made, **_: Any) -> Fields:
+        return {name: getattr(made.key, name) for name in self.fields if name != "key"} | {"key": made.text}
 
 
 class KeyPageSchema(PageSchema):

@@ -51,6 +51,8 @@ class Stack:
                 "SECRET_KEY": "a key for tests only",
                 "PUNCTUAL_ADMIN_KEY": KEY,
                 "PUNCTUAL_HTTP_ALLOW_PRIVATE": "on",
+                "PUNCTUAL_RATE_PER_KEY": "0",
+                "PUNCTUAL_RATE_PER_ADDRESS": "0",
                 "LOG_FORMAT": "console",
             }
         )

@@ -20,6 +20,11 @@ CALLS = [
     ("GET", "/tasks"),
     ("POST", "/tasks"),
     ("POST", "/tasks/bulk"),
+    ("POST", "/tasks/bulk/pause"),
+    ("POST", "/tasks/bulk/resume"),
+    ("POST", "/tasks/bulk/delete"),
+    ("POST", "/tasks/import"),
+    ("GET", "/tasks/export"),
     ("GET", f"/tasks/{NOBODY}"),
     ("PATCH", f"/tasks/{NOBODY}"),
     ("DELETE", f"/tasks/{NOBODY}"),
@@ -36,12 +41,22 @@ CALLS = [
     ("POST", "/schedules/preview"),
     ("GET", "/targets"),
     ("GET", "/cluster"),
+    ("GET", "/stats"),
+    ("GET", "/keys"),
+    ("POST", "/keys"),
+    ("DELETE", "/keys/nobody"),
+    ("GET", "/audit"),
 ]
 """Every call below the base. A test holds this list against the app's own routes."""
 
 BODIES = {
     ("POST", "/tasks"): GOOD,
     ("POST", "/tasks/bulk"): {"items": [GOOD]},
+    ("POST", "/tasks/bulk/pause"): {"q": "x"},
+    ("POST", "/tasks/bulk/resume"): {"label": "k:v"},
+    ("POST", "/tasks/bulk/delete"): {"target": "debug.echo"},
+    ("POST", "/tasks/import"): {"items": [GOOD | {"name": "x"}]},
+    ("POST", "/keys"): {"name": "x", "role": "viewer"},
     ("PATCH", f"/tasks/{NOBODY}"): {"priority": 1},
     ("POST", f"/tasks/{NOBODY}/backfill"): {"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"},
     ("POST", "/schedules/preview"): {"schedule": HOURLY},
@@ -345,7 +360,7 @@ def test_a_body_that_does_not_say_that_it_is_json_is_malformed(client, call, con
 @pytest.mark.parametrize("call", TAKE_JSON, ids=" ".join)
 def test_a_body_that_is_too_large_is_refused(client, call):
     method, path = call
-    size = 8 * 1024 * 1024 if path == "/tasks/bulk" else 64 * 1024
+    size = 8 * 1024 * 1024 if path in {"/tasks/bulk", "/tasks/import"} else 64 * 1024
     answer = client.open(BASE + path, method=method, data=b" " * (size + 1), content_type="application/json")
     is_an_error(answer, 413, "too_large")
 
@@ -353,7 +368,7 @@ def test_a_body_that_is_too_large_is_refused(client, call):
 @pytest.mark.parametrize("call", TAKE_JSON, ids=" ".join)
 def test_a_body_that_is_too_large_is_refused_where_its_length_was_not_announced(client, call):
     method, path = call
-    size = 8 * 1024 * 1024 if path == "/tasks/bulk" else 64 * 1024
+    size = 8 * 1024 * 1024 if path in {"/tasks/bulk", "/tasks/import"} else 64 * 1024
     chunked = {"input_stream": io.BytesIO(b"{}" + b" " * size), "environ_overrides": {"wsgi.input_terminated": True}}
     answer = client.open(BASE + path, method=method, content_type="application/json", **chunked)
     is_an_error(answer, 413, "too_large")
@@ -463,7 +478,13 @@ def test_a_fault_of_ours_is_a_plain_500_and_is_logged(app, client, caplog):
 
 def test_every_route_stands_in_the_tables_above(app):
     rules = {
-        (method, rule.rule.replace("<uuid:task_id>", NOBODY).replace("<uuid:run_id>", NOBODY).removeprefix(BASE))
+        (
+            method,
+            rule.rule.replace("<uuid:task_id>", NOBODY)
+            .replace("<uuid:run_id>", NOBODY)
+            .replace("<string:key_id>", "nobody")
+            .removeprefix(BASE),
+        )
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
         if rule.rule.startswith(BASE) and not rule.rule.endswith("openapi.json")

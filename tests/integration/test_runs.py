@@ -229,7 +229,7 @@ def test_a_target_that_gives_up_has_no_other_attempt(ticket):
 def test_a_failed_run_is_run_again_as_a_further_attempt(ticket):
     fail_for_good(ticket)
     with db.transaction() as session:
-        assert attempts.run_again(session, ticket.run).state == RunState.RETRYING
+        assert attempts.run_again(session, db.now(session), ticket.run).state == RunState.RETRYING
     assert [past.attempt for past in kept(ticket)] == [1, 2, 3]
     [message] = do(outbox.take_retries)
     assert (message.ticket.run, message.ticket.attempt) == (ticket.run, 4)
@@ -240,14 +240,14 @@ def test_a_failed_run_is_run_again_as_a_further_attempt(ticket):
 
 def test_only_a_failed_run_of_a_task_that_is_there_is_run_again(ticket):
     with pytest.raises(errors.Conflict, match="this one is"), db.transaction() as session:
-        attempts.run_again(session, ticket.run)
+        attempts.run_again(session, db.now(session), ticket.run)
     with pytest.raises(errors.NotFound), db.transaction() as session:
-        attempts.run_again(session, ticket.task)
+        attempts.run_again(session, db.now(session), ticket.task)
     fail_for_good(ticket)
     with db.transaction() as session:
         tasks.delete(session, db.now(session), ticket.task)
     with pytest.raises(errors.Conflict, match="deleted"), db.transaction() as session:
-        attempts.run_again(session, ticket.run)
+        attempts.run_again(session, db.now(session), ticket.run)
 
 
 def manual(ticket):

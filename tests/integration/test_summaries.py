@@ -304,7 +304,7 @@ def test_a_failed_run_that_is_run_again_opens_its_minute(task, postbox):
         assert attempts.fail(session, ticket, Reason.ERROR, ERROR, 0.5) == RunState.FAILED
     now = settle()
     assert sum(each.failed for each in minutes(now)) == 1
-    ask(attempts.run_again, ticket.run)
+    ask(attempts.run_again, now, ticket.run)
     assert summary(minute_of(ticket.slot)).open
     summarise(now)
     assert sum(each.failed for each in minutes(now)) == 0

@@ -14,7 +14,7 @@ blp = Blueprint("keys", "Who may do what.")
 @blp.serves("POST", "/keys", keeps_answer=False)
 @blp.takes(schemas.NewKeySchema)
 @blp.gives(201, schemas.MadeKeySchema)
-def create(fields: Fields) -> tuple[models.ApiKey, str]:
+def create(fields: Fields) -> api_keys.Made:
     """Makes a key and shows it, this once."""
     with auth.transaction() as session:
         return api_keys.create(session, db.now(session), fields)

@@ -1,13 +1,15 @@
 """Tasks: register, read, change, pause, resume, run, delete; one by one, or those that a filter names."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import flask
 
 from app import bulk, db, models, queries, schemas, tasks
+from app.actors import Actor
 from web import auth
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
@@ -55,20 +57,22 @@ def import_many(wanted: Fields, fields: Fields) -> bulk.Imported:
 @blp.streams("application/x-ndjson")
 def export(wanted: Fields) -> flask.Response:
     """Gives tasks as JSON lines, each as it may be registered again."""
-    return flask.Response(_lines(wanted), content_type="application/x-ndjson")
+    read = partial(_page, auth.actor(), wanted)
+    return flask.Response(_lines(read(after=None), read), content_type="application/x-ndjson")
 
 
-def _lines(wanted: Fields) -> Iterator[str]:
-    """Page by page, each in a transaction of its own: a reader may be slow."""
-    after: str | None = None
-    by = auth.actor()
+def _page(by: Actor | None, wanted: Fields, *, after: str | None) -> queries.Page[models.Task]:
+    with db.transaction(by=by) as session:
+        return queries.tasks(session, **wanted, order="name", limit=bulk.MAX_BULK, after=after)
+
+
+def _lines(page: queries.Page[models.Task], read: Callable[..., queries.Page[models.Task]]) -> Iterator[str]:
+    """Page by page, each in a transaction of its own: whoever reads them may be slow."""
     while True:
-        with db.transaction(by=by) as session:
-            page = queries.tasks(session, **wanted, order="name", limit=bulk.MAX_BULK, after=after)
         yield "".join(f"{json.dumps(bulk.definition(task), ensure_ascii=False)}\n" for task in page.items)
         if page.next is None:
             return
-        after = page.next
+        page = read(after=page.next)
 
 
 @blp.serves("POST", "/tasks/bulk/pause")
