@@ -17,7 +17,9 @@ from web import auth
 
 KEY = "punctual-test-key"
 HOSTILE = "<script>alert('x')</script>\"'&</td></pre>"
-PAGES = ("/", "/tasks", "/tasks/new", "/runs", "/week", "/cluster")
+PAGES = ("/", "/tasks", "/tasks/new", "/runs", "/week", "/cluster", "/keys", "/audit")
+FOR_SOME = ("/tasks/new", "/keys", "/audit")
+"""Those that a viewer may not see."""
 FORM = {"target": "debug.echo", "kind": "interval", "every": "1", "unit": "3600", "timezone": "UTC", "save": "yes"}
 
 
@@ -160,7 +162,7 @@ def test_a_form_without_this_sessions_token_changes_nothing(app, browser, task):
 
 def test_a_viewer_is_offered_no_change_and_refused_it(app, viewer, send, task, run):
     for address in (*PAGES, f"/tasks/{task['id']}", f"/runs/{run['id']}"):
-        if address != "/tasks/new":
+        if address not in FOR_SOME:
             tags = Tags(viewer.get(address).text).found
             sent = {attrs.get("action") for tag, attrs in tags if tag == "form" and attrs.get("method") == "post"}
             assert sent | {attrs["formaction"] for _, attrs in tags if "formaction" in attrs} <= {
@@ -171,10 +173,13 @@ def test_a_viewer_is_offered_no_change_and_refused_it(app, viewer, send, task, r
     own = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("ui.") and "POST" in rule.methods}
     for rule in own - {"/sign-in", "/sign-out"}:
         address = rule.replace("<uuid:task_id>", task["id"]).replace("<uuid:run_id>", run["id"])
+        address = address.replace("<string:key_id>", "any")
         answer = viewer.post(address, data={"csrf_token": token(page), "action": "pause", "task": task["id"]})
         assert answer.status_code == 403, rule
         assert "takes the role" in answer.text
-    assert viewer.get("/tasks/new").status_code == 403
+    for address in FOR_SOME:
+        assert viewer.get(address).status_code == 403
+        assert f'href="{address}"' not in viewer.get("/").text
 
 
 def test_every_page_lets_a_browser_load_nothing_but_ours(browser, task, run):
@@ -752,3 +757,109 @@ def test_without_a_task_the_pages_say_what_to_do_first(browser):
     for address in ("/", "/tasks"):
         assert "/tasks/new" in browser.get(address).text
     assert "No beat runs" in browser.get("/cluster").text
+
+
+def test_a_key_is_made_in_a_browser_shown_once_and_revoked(app, browser, client, send):
+    answer = send(
+        "/keys",
+        name="billing",
+        role="editor",
+        labels="team:billing, tier : gold",
+        queues="reports",
+        expires_at="2090-01-01T10:00",
+    )
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"] == "no-store"
+    key = re.search(r"punc_\w{50}", answer.text)[0]
+    [listed] = client.get("/api/v1/keys").json["items"]
+    assert (listed["name"], listed["role"], listed["queues"]) == ("billing", "editor", ["reports"])
+    assert listed["labels"] == {"team": "billing", "tier": "gold"}
+    assert listed["expires_at"] == "2090-01-01T10:00:00.000Z"
+    page = browser.get("/keys").text
+    assert key not in page
+    assert "billing" in page
+    assert app.test_client().get("/api/v1/tasks", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert send(f"/keys/{listed['id']}/revoke").status_code == 303
+    assert "revoked" in browser.get("/keys").text
+    assert app.test_client().get("/api/v1/tasks", headers={"Authorization": f"Bearer {key}"}).status_code == 401
+
+
+def test_what_is_wrong_with_a_new_key_is_said_beside_what_was_typed(send):
+    answer = send("/keys", name="x", role="king", queues="amq.x", labels="team:billing")
+    assert answer.status_code == 422
+    assert "role: " in answer.text
+    assert "queues.0: " in answer.text
+    assert 'value="team:billing"' in answer.text
+
+
+def test_a_session_ends_with_its_key_and_after_a_week_at_most(client, visitor, monkeypatch):
+    entered = visitor("viewer")
+    assert entered.get("/tasks").status_code == 200
+    [key, *_] = client.get("/api/v1/keys").json["items"]
+    client.delete(f"/api/v1/keys/{key['id']}")
+    assert entered.get("/tasks").status_code == 303
+    other = visitor("viewer")
+    assert other.get("/tasks").status_code == 200
+    with other.session_transaction() as session:
+        session["since"] -= auth.SESSION_KEPT.total_seconds() + 1
+    assert other.get("/tasks").status_code == 303
+
+
+def test_signing_in_leaves_nothing_of_the_session_before(browser, client):
+    browser.get("/tasks")
+    with browser.session_transaction() as session:
+        session["left"] = "behind"
+        before = dict(session)
+    made = client.post("/api/v1/keys", json={"name": "x", "role": "viewer"}).json
+    browser.post("/sign-in", data={"key": made["key"], "csrf_token": token(browser.get("/sign-in").text)})
+    with browser.session_transaction() as session:
+        assert "left" not in session
+        assert {"nonce", "csrf_token", "key", "mark"} <= before.keys()
+        assert not [name for name in ("nonce", "csrf_token", "key", "mark") if session.get(name) == before.get(name)]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"key": "admin"}, {"mark": "0" * 64}, {"since": None}, {"since": 0}, {"key": None}, {"key": "x" * 12}]
+)
+def test_a_session_that_fits_no_key_is_none(visitor, changed):
+    entered = visitor("viewer")
+    with entered.session_transaction() as session:
+        session.update(changed)
+    assert entered.get("/tasks").status_code == 303
+
+
+def test_who_changed_a_task_stands_on_its_page_for_those_who_may_read_it(browser, visitor, client, task):
+    client.patch(f"/api/v1/tasks/{task['id']}", json={"priority": 9})
+    page = browser.get(f"/tasks/{task['id']}").text
+    assert "Who changed it" in page
+    assert "<del>5</del> <ins>9</ins>" in page
+    assert "Who changed it" not in visitor("editor").get(f"/tasks/{task['id']}").text
+    log = browser.get("/audit").text
+    assert log.count("<del>5</del> <ins>9</ins>") == 1
+    assert "Nobody changed anything" in browser.get("/audit?action=revoke").text
+    assert "since: " in browser.get("/audit?since=nonsense").text
+
+
+def test_pages_show_a_confined_key_its_own_alone(visitor, register, client):
+    register(name="mine-alone", labels={"team": "billing"})
+    hidden = register(name="not-for-you")
+    run = client.post(f"/api/v1/tasks/{hidden['id']}/run").json
+    entered = visitor("editor", labels={"team": "billing"})
+    for address in ("/", "/tasks", "/runs", "/week", "/cluster"):
+        assert "not-for-you" not in entered.get(address).text, address
+    assert "mine-alone" in entered.get("/tasks").text
+    assert entered.get(f"/tasks/{hidden['id']}").status_code == 404
+    assert entered.get(f"/runs/{run['id']}").status_code == 404
+
+
+def test_a_calendar_shows_what_its_maker_sees_and_ends_with_the_key(app, visitor, register, client):
+    register(name="mine-alone", labels={"team": "billing"})
+    register(name="not-for-you")
+    entered = visitor("viewer", labels={"team": "billing"})
+    address = re.search(r'href="(http[^"]+\.ics)"', entered.get("/week").text)[1]
+    calendar = app.test_client().get(address)
+    assert "mine-alone" in calendar.text
+    assert "not-for-you" not in calendar.text
+    [key, *_] = client.get("/api/v1/keys").json["items"]
+    client.delete(f"/api/v1/keys/{key['id']}")
+    assert app.test_client().get(address).status_code == 404

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from app import clock, errors, fields, nodes, policies, schedules, schemas
 from app.schedules import zones
-from app.states import Reason, RunState, TaskState
+from app.states import Action, Reason, RunState, TaskState
 
 TONES = {
     RunState.PENDING: "wait",
@@ -152,7 +152,25 @@ def badge(state: str) -> Markup:
     )
 
 
+MOST_TELLING = ("target", "schedule", "role", "labels", "queues")
+"""What is shown of something new; all of it stands in the log."""
+
+
+def difference(entry: Any) -> list[tuple[str, str, str]]:
+    """What a change of the audit log changed: field by field what stood there and what stands there."""
+    before, after = entry.before or {}, entry.after or {}
+    is_new = entry.action == Action.CREATE
+    words = [name for name in MOST_TELLING if after.get(name)] if is_new else list(after)
+    return [(name, plain(before.get(name)), plain(after.get(name))) for name in words]
+
+
+def plain(value: Any) -> str:
+    """JSON on one line; text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 FILTERS = {
+    "difference": difference,
     "ago": time,
     "duration": duration,
     "lateness": lateness,

@@ -28,6 +28,9 @@ HISTORY = 60
 
 UPCOMING = 10
 
+CHANGES = 5
+"""Changes of a task that its page shows to who may read the audit log."""
+
 
 class FilterSchema(web_schemas.TasksQuerySchema):
     """What the page's form asks for."""
@@ -61,12 +64,14 @@ def all_tasks() -> flask.Response:
 @blp.get("/tasks/<uuid:task_id>")
 def show_task(task_id: UUID) -> flask.Response:
     """Shows a task: when it is due, what it calls, how it went."""
+    may_audit = auth.may(Role.ADMIN)
     with auth.transaction() as session:
         now = db.now(session)
         task = queries.find_task(session, task_id)
         detail = queries.task_detail(session, task_id) if task.state != TaskState.DELETED else None
         history = queries.runs(session, task_id=task_id, limit=HISTORY, after=None)
         coming = tasks.coming(task, now, UPCOMING) if task.state == TaskState.ACTIVE else []
+        changes = queries.audit(session, subject_id=str(task_id), limit=CHANGES, after=None).items if may_audit else []
     zone = task.schedule.get("timezone") or "UTC"
     runs = list(reversed(history.items))
     return page(
@@ -78,6 +83,7 @@ def show_task(task_id: UUID) -> flask.Response:
         durations=charts.history(runs, showing.took, lambda run: str(run.state)),
         coming=[(slot, showing.exact(slot, zone)) for slot in coming],
         zone=zone,
+        changes=changes,
         calendar=week.calendar_address(task=str(task.id), name=task.name),
     )
 
