@@ -203,15 +203,16 @@ class ImportSchema(BulkSchema):
 
     @ma.validates("items")
     def _check_names(self, items: list[Fields], **_: Any) -> None:
-        names = [item.get("name") for item in items]
-        again = {index: ["This name stands twice."] for index, name in enumerate(names) if name in names[:index]}
-        without = {
-            index: {"name": ["Is required: by it a task is found again."]}
-            for index, name in enumerate(names)
-            if not name
-        }
-        if again or without:
-            raise ma.ValidationError(again | without)
+        problems: dict[int, Any] = {}
+        seen: set[str | None] = {None}
+        for index, item in enumerate(items):
+            name = item["name"]
+            if name in seen:
+                says = "Stands twice." if name else "Is required: by it a task is found again."
+                problems[index] = {"name": [says]}
+            seen.add(name)
+        if problems:
+            raise ma.ValidationError(problems)
 
 
 class DryRunSchema(Schema):

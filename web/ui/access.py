@@ -6,7 +6,7 @@ from typing import Any
 import flask
 
 from app import api_keys, db, errors, queries, schemas
-from app.states import Action, Subject
+from app.states import Action, Role, Subject
 from web import auth
 from web import schemas as web_schemas
 from web.ui import pages, reading
