@@ -201,18 +201,18 @@ class BulkSchema(Schema):
 class ImportSchema(BulkSchema):
     """Tasks to be brought in, each with its name."""
 
-    @ma.validates("items")
-    def _check_names(self, items: list[Fields], **_: Any) -> None:
+    @ma.validates_schema(skip_on_field_errors=True)
+    def _check_names(self, data: Fields, **_: Any) -> None:
         problems: dict[int, Any] = {}
         seen: set[str | None] = {None}
-        for index, item in enumerate(items):
+        for index, item in enumerate(data["items"]):
             name = item["name"]
             if name in seen:
                 says = "Stands twice." if name else "Is required: by it a task is found again."
                 problems[index] = {"name": [says]}
             seen.add(name)
         if problems:
-            raise ma.ValidationError(problems)
+            raise ma.ValidationError({"items": problems})
 
 
 class DryRunSchema(Schema):

@@ -33,6 +33,7 @@ threads = 16  # half of them may wait for the end of a run: see web/api/runs.py
 timeout = 60
 graceful_timeout = 10
 keepalive = 5
+limit_request_line = 8190  # a query may hold a cursor of 2,000 characters
 preload_app = False  # connections must not cross a fork
 logger_class = Logger
 accesslog = None
