@@ -19,6 +19,11 @@ from deploy import processes
 class Container(CeleryTestContainer):
     """A container, or a process like one, that has no address of its own, and no reader but its test."""
 
+    @property
+    def process(self):
+        """Its main process, whose children do the work."""
+        return psutil.Process(self.attrs["State"]["Pid"])
+
     def ready(self):
         """Whether it is up. A look: pytest-celery's own waits in steps of a second, and for an address first."""
         if self.has_ended():
@@ -61,11 +66,6 @@ class Worker(CeleryTestWorker):
     def hostname(self):
         """The name that it gave itself."""
         return re.search(r"(\S+@\S+) ready\.", self.logs())[1]
-
-    @property
-    def process(self):
-        """Its main process, whose children run the tasks."""
-        return psutil.Process(self.container.attrs["State"]["Pid"])
 
 
 class RabbitMQContainer(Container, pytest_celery.RabbitMQContainer):

@@ -41,7 +41,7 @@ def start_worker(stack, number):
 
 def kill_process(stack, number):
     """Kills one of a worker's processes, which replaces it. Returns when."""
-    victims = poll(stack.nodes["worker", number].process.children, within=20)
+    victims = poll(stack.nodes["worker", number].container.process.children, within=20)
     random.choice(victims).kill()
     return datetime.now(UTC)
 

@@ -56,7 +56,7 @@ def test_a_program_is_run_and_sees_none_of_the_workers_secrets(stack):
 def test_at_its_timeout_a_program_is_gone_with_all_it_started_and_the_run_says_timeout(stack):
     task = program(stack, "sh", "-c", STUBBORN, timeout=2)
     run = started(stack, task)
-    child = next(iter(stack.nodes["worker", 1].process.children())).pid
+    child = next(iter(stack.nodes["worker", 1].container.process.children())).pid
     [ended] = stack.ended(task)
     assert (ended["state"], ended["reason"]) == ("failed", "timeout")
     assert processes(run) == []
@@ -75,4 +75,4 @@ def test_nothing_of_a_program_is_left_when_the_workers_process_is_killed(stack):
 
 
 def is_child(stack, process):
-    return process.ppid() == stack.nodes["worker", 1].process.pid
+    return process.ppid() == stack.nodes["worker", 1].container.process.pid

@@ -38,7 +38,7 @@ def stack(make_stack, node):
 
 def processes(stack):
     """The worker and its children: who they are."""
-    worker = stack.nodes["worker", 1].process
+    worker = stack.nodes["worker", 1].container.process
     return {process.pid for process in [worker, *worker.children()]}
 
 

@@ -6,9 +6,11 @@ import signal
 import threading
 import time
 import uuid
+from datetime import UTC, datetime
 
 import httpx
 import pytest
+from stack import parse
 from stores import poll
 
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -19,14 +21,14 @@ LATEST = 0.02
 
 
 def web_processes(stack):
-    return stack.nodes["web", 1].process.children()
+    return stack.nodes["web", 1].container.process.children()
 
 
 @pytest.mark.timeout(KILLS * 10 + 60)
 @pytest.mark.parametrize("stack", ["redis"], indirect=True)
 def test_a_post_that_its_process_did_not_survive_makes_one_task(stack):
     draw = random.Random(7)
-    cut = 0
+    cut = survived = 0
     for number in range(KILLS):
         label = {"kill": f"{number}"}
         body = {"target": "debug.echo", "schedule": {"type": "interval", "every": 3600}, "labels": label}
@@ -43,6 +45,7 @@ def test_a_post_that_its_process_did_not_survive_makes_one_task(stack):
         sender = threading.Thread(target=lambda first=first, post=post: first.append(post()))
         sender.start()
         time.sleep(draw.uniform(0, LATEST))  # the moment of the kill, not a wait for anything
+        killed_at = datetime.now(UTC)
         for process in web_processes(stack):
             process.send_signal(signal.SIGKILL)
         sender.join()
@@ -52,7 +55,8 @@ def test_a_post_that_its_process_did_not_survive_makes_one_task(stack):
         assert [task["id"] for task in found] == [answer.json()["id"]]
         if first[0] is not None:
             assert first[0].content == answer.content
-    print(f"{KILLS} kills, {cut} of them before the answer came")
+        survived += first[0] is None and parse(answer.json()["created_at"]) < killed_at
+    print(f"{KILLS} kills, {cut} of them before the answer came, {survived} of these after the task was there")
     assert cut
 
 

@@ -39,7 +39,7 @@ def worker(stack):
 
 
 def children(stack):
-    return stack.nodes["worker", 1].process.children()
+    return stack.nodes["worker", 1].container.process.children()
 
 
 def size(stack):

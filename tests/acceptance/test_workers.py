@@ -43,7 +43,7 @@ def take(stack, queue):
 
 
 def children(stack):
-    return stack.nodes["worker", 1].process.children()
+    return stack.nodes["worker", 1].container.process.children()
 
 
 def headers(name="debug.echo", **changed):
