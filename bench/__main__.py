@@ -26,6 +26,7 @@ BENCHMARKS = {
     "size-100k": "bench.sizes:size_100k",
     "size-1m": "bench.sizes:size_1m",
     "pages": "bench.pages:pages",
+    "api": "bench.api:api",
 }
 """Each measures once and returns its figures. They read the settings, and so are found when the stores stand."""
 

@@ -61,7 +61,7 @@ def pages() -> list[Figure]:
     """The median of some looks at each page."""
     with load.running(beats=0):
         pass  # its worker says what it offers, and is not needed any more
-    _fill()
+    fill()
     client = _signed_in()
     found = {"task": _scalar("SELECT id FROM tasks LIMIT 1"), "run": _scalar("SELECT id FROM runs LIMIT 1")}
     return [_look(client, name, address.format(**found)) for name, address in ADDRESSES.items()]
@@ -90,7 +90,8 @@ def _signed_in() -> FlaskClient:
     return client
 
 
-def _fill() -> None:
+def fill(runs: int = RUNS_EACH) -> None:
+    """Makes the tasks, and so many runs of each."""
     now = clock.now()
     schema = schemas.TaskSchema()
     bodies = [
@@ -111,7 +112,7 @@ def _fill() -> None:
     copy = COPY.format(columns=", ".join(names), values=", ".join(own.get(name, f"t.{name}") for name in names))
     with stage.connection() as connection:
         connection.execute(copy, {"copies": COPIES})
-        connection.execute(RUNS, {"runs": RUNS_EACH})
+        connection.execute(RUNS, {"runs": runs})
         connection.execute(
             "INSERT INTO summaries (span, start) SELECT DISTINCT 'minute', date_trunc('minute', scheduled_for)"
             " FROM runs ON CONFLICT DO NOTHING"

@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 from deploy import embedded, processes
 
 ROOT = Path(__file__).parent.parent
-TABLES = "tasks, runs, attempts, summaries"
+TABLES = "tasks, runs, attempts, summaries, keys, audit"
 STOCK_QUEUE = "stock"
 
 LAST_WORDS: deque[str] = deque(maxlen=30)
