@@ -1,13 +1,15 @@
 """Who may call what: keys, roles, what a key is confined to. The table of calls is made from the app's own routes."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from stores import ROOT
 
-from app import api_keys, audit, db
+from app import api_keys, audit, bell, db, tasks
 from app.states import Role
 from web import auth
 
@@ -119,8 +121,6 @@ def test_each_call_answers_the_roles_that_its_rule_names_and_no_other(app, make_
 
 
 def test_the_guide_has_the_table_of_the_roles(app):
-    from stores import ROOT  # noqa: PLC0415
-
     shown = re.findall(r"^\| `(\w+)` \| [a-z, ]+ \|$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert shown == [*Role]
 
@@ -399,3 +399,35 @@ def test_pages_of_the_log_and_of_the_keys_follow_each_other(client, make_key):
 
 def test_a_kind_of_id_that_no_list_has_gives_nothing(client):
     assert client.get(f"/api/v1/audit?subject_id={uuid4()}").json == {"items": [], "next": None}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "web").rglob("*.py")), ids=lambda path: path.name)
+def test_no_view_opens_a_transaction_in_nobodys_name(path):
+    if path.name != "auth.py":
+        opened = re.findall(r"db\.(?:transaction|statement|transact)\((.*)", path.read_text())
+        assert all(given.startswith("by=") for given in opened)
+
+
+def hints(listener):
+    """How often the bell rang by now."""
+    found = 0
+    while (message := listener.get_message(timeout=0.2)) is not None:
+        found += message["type"] == "message"
+    return found
+
+
+def test_the_bell_rings_once_a_change_is_committed_and_never_where_it_is_not(client, task, redis_client):
+    listener = redis_client.pubsub()
+    listener.subscribe(bell.CHANNEL)
+    assert hints(listener) == 0
+    client.patch(f"/api/v1/tasks/{task['id']}", json={"priority": 9})
+    assert hints(listener) == 1
+    client.post("/api/v1/tasks/import", json={"items": [BODIES["tasks.create"] | {"name": "x"}]})
+    assert hints(listener) == 1
+    client.patch(f"/api/v1/tasks/{task['id']}", json={"target": "no.such"})
+    assert hints(listener) == 0
+    with suppress(LookupError), db.transaction() as session:
+        tasks.pause(session, db.now(session), UUID(task["id"]), None)
+        raise LookupError
+    assert hints(listener) == 0
+    listener.close()

@@ -12,7 +12,7 @@ from stores import ROOT
 
 from app import broker, db
 from app.messages import PACK, RECORD_FAILURE, RECORD_SUCCESS
-from app.models import Answer, Run, Target, Task
+from app.models import Answer, AuditEntry, Run, Target, Task
 from workers import calls, heartbeat
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -161,3 +161,12 @@ def test_the_documentation_lists_each_call_and_what_each_raises():
     }
     shown = dict(re.findall(r"^\| `(\w+Error)` \| (\d+):", page, re.MULTILINE))
     assert shown == {raised.__name__: str(error.status) for error, raised in calls.RAISED.items()}
+
+
+def test_a_call_that_changes_something_is_noted_with_who_sent_it(task):
+    ask(calls.pause_task, task=task["id"], note="why")
+    ask(calls.get_task, task=task["id"])
+    with db.transaction() as session:
+        *_, paused = session.query(AuditEntry).order_by(AuditEntry.id).all()
+    assert (paused.actor, paused.via, paused.action) == ("celery", "celery", "pause")
+    assert paused.after == {"state": "paused", "note": "why"}
