@@ -6,12 +6,11 @@ Screenshots are kept in `.data/screenshots`, to be looked at.
 import os
 import re
 import shutil
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import flask
 import pytest
-from flask.sessions import SecureCookieSessionInterface
 from playwright.sync_api import expect, sync_playwright
 from stack import KEY
 from stores import ROOT
@@ -67,8 +66,11 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._see)
         self.page.on("dialog", lambda dialog: dialog.accept())
-        self.page.goto(f"{base}/tasks")
-        self.page.get_by_label("Your API key").fill(KEY)
+        self.sign_in(KEY)
+
+    def sign_in(self, key):
+        self.page.goto(f"{self.base}/sign-in?back=/tasks")
+        self.page.get_by_label("Your API key").fill(key)
         self.page.get_by_role("button", name="Sign in").click()
         expect(self.page.get_by_role("heading", name="Tasks")).to_be_visible()
 
@@ -273,12 +275,14 @@ def test_a_viewer_is_offered_no_change_and_refused_it(chromium, stack):
         sent = form.evaluate(
             "form => ({action: form.action, body: new URLSearchParams(new FormData(form)).toString()})"
         )
-        write_session(visit, role="viewer")
+        visit.sign_in(stack.api.post("/keys", json={"name": "to look", "role": "viewer"}).json()["key"])
         for address in ("/", "/tasks", f"/tasks/{task['id']}", "/runs", "/week", "/cluster"):
             page = visit.open(address)
             offered = {name.strip() for name in page.get_by_role("button").all_inner_texts()}
             assert offered <= {"", "Sign out", "Find"}, address
             assert page.get_by_role("link", name=re.compile("New task|Edit|Duplicate")).count() == 0
+        own = page.locator("[name=csrf_token]").first.get_attribute("value")
+        sent["body"] = re.sub("csrf_token=[^&]*", f"csrf_token={own}", sent["body"])
         status = page.evaluate(
             """({action, body}) => fetch(action, {method: "POST", body,
                  headers: {"Content-Type": "application/x-www-form-urlencoded"}}).then((answer) => answer.status)""",
@@ -288,21 +292,26 @@ def test_a_viewer_is_offered_no_change_and_refused_it(chromium, stack):
         assert stack.runs(task) == []
 
 
-def serializer():
-    """Signs sessions as the stack's web does."""
-    app = flask.Flask("sessions")
-    app.secret_key = SECRET
-    return SecureCookieSessionInterface().get_signing_serializer(app)
-
-
-def read_session(visit):
-    [cookie] = [each for each in visit.page.context.cookies() if each["name"] == "punctual"]
-    return serializer().loads(cookie["value"])
-
-
-def write_session(visit, **values):
-    value = serializer().dumps(read_session(visit) | values)
-    visit.page.context.add_cookies([{"name": "punctual", "value": value, "url": visit.base}])
+def test_a_key_is_made_used_and_revoked_by_who_never_read_the_documentation(chromium, stack, visit, size):
+    page = visit.open("/")
+    page.get_by_role("link", name="Keys").click()
+    name = f"the dashboards of {size}"
+    page.get_by_label("Whose it is").fill(name)
+    page.get_by_role("button", name="Make it").click()
+    key = page.locator("#made").inner_text()
+    visit.shoot(f"keys-{size}")
+    with visiting(chromium, stack, viewport=SIZES["desk"]) as other:
+        other.sign_in(key)
+        expect(other.open("/").get_by_role("link", name="Keys")).to_have_count(0)
+        page.locator("tr", has_text=name).get_by_role("button", name="Revoke").click()
+        expect(page.get_by_text(f"{name} opens nothing any more.")).to_be_visible()
+        assert key not in page.content()
+        until = time.monotonic() + 5
+        while other.open("/tasks").get_by_label("Your API key").count() == 0:
+            assert time.monotonic() < until, "a revoked key still opens after 5 s"
+    page.get_by_role("link", name="Audit").click()
+    expect(page.locator("tr", has_text=name).first).to_contain_text("revoke")
+    visit.shoot(f"audit-{size}")
 
 
 def test_nothing_jumps_when_a_page_refreshes(chromium, stack):
@@ -383,7 +392,7 @@ def test_a_hidden_tab_asks_for_nothing_and_a_shown_one_for_little(chromium, stac
 
 
 def test_all_can_be_reached_by_keyboard_and_everything_has_a_name(visit):
-    for address in ("/", "/tasks", "/tasks/new", "/runs", "/week", "/cluster"):
+    for address in ("/", "/tasks", "/tasks/new", "/runs", "/week", "/cluster", "/keys", "/audit"):
         page = visit.open(address)
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"

@@ -165,7 +165,9 @@ def difference(entry: Any) -> list[tuple[str, str, str]]:
 
 
 def plain(value: Any) -> str:
-    """JSON on one line; text as it is."""
+    """JSON on one line; text as it is, and a dash for nothing."""
+    if value is None:
+        return NOTHING
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
