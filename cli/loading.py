@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -16,6 +16,11 @@ from cli.rest import CliError
 APPS = ("app", "celery", "celery_app")
 SCHEDULES = ("beat_schedule", "CELERY_BEAT_SCHEDULE", "CELERYBEAT_SCHEDULE")
 ZONES = ("timezone", "CELERY_TIMEZONE", "TIME_ZONE")
+
+NO_SUN = ModuleType("ephem")
+"""Stands in for what Celery's solar schedules compute with, so that one of them does not keep the others from being
+read: it is told to be a problem, and never asked when it is due."""
+vars(NO_SUN)["Observer"] = SimpleNamespace
 
 
 def beat_schedule(source: str) -> tuple[Mapping[str, Any], Any]:
@@ -37,6 +42,9 @@ def _tidied(where: str) -> Iterator[None]:
     """What the module prints is no answer of ours, and what it raises ends the command with one line."""
     place = str(Path(where).resolve().parent) if _is_file(where) else str(Path.cwd())
     sys.path.insert(0, place)
+    sunless = "ephem" not in sys.modules and importlib.util.find_spec("ephem") is None
+    if sunless:
+        sys.modules["ephem"] = NO_SUN
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -45,6 +53,8 @@ def _tidied(where: str) -> Iterator[None]:
     except (Exception, SystemExit) as exc:  # it is somebody else's code; the command ends here
         raise CliError(f"{where}: it cannot be imported: {type(exc).__name__}: {exc}") from exc
     finally:
+        if sunless:
+            del sys.modules["ephem"]
         with contextlib.suppress(ValueError):
             sys.path.remove(place)
 

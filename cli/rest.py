@@ -6,6 +6,7 @@ CliError         exit code 1   what was asked for was refused, or makes no sense
 
 import ipaddress
 import os
+import re
 import time
 import unicodedata
 import uuid
@@ -97,7 +98,8 @@ def read_key(environ: Mapping[str, str]) -> str | None:
 
 
 def _reason(exc: Exception) -> str:
-    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+    said = (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", said)
 
 
 class Api:
