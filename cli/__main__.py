@@ -22,6 +22,7 @@ def main(ctx: click.Context, url: str) -> None:
     Exit code 1: it was refused, or makes no sense. 2: nobody answers, or the command is called wrongly.
     """
     ctx.obj = Console(url=url)
+    ctx.call_on_close(ctx.obj.close)
 
 
 for command in (tasks, runs, keys, preview, audit, export, import_, stats, cluster):

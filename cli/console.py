@@ -26,6 +26,10 @@ class Console:
     def api(self) -> rest.Api:
         return rest.connect(self.url)
 
+    def close(self) -> None:
+        if "api" in vars(self):
+            self.api.close()
+
     def many(self, items: Iterable[Json], columns: Mapping[str, tables.Column]) -> None:
         """Prints a list: a table, or one JSON array."""
         if self.as_json:

@@ -115,6 +115,9 @@ class Api:
             trust_env=not _is_here(address.host),  # a proxy cannot reach what listens on this machine alone
         )
 
+    def close(self) -> None:
+        self._http.close()
+
     def get(self, path: str, query: Json | None = None, *, timeout: float = TIMEOUT) -> Any:
         return self._json(self._send("GET", path, query=query, timeout=timeout))
 

@@ -1,5 +1,8 @@
 """The API as a client has it: an app on the tests' database, called with and without the administrator's key."""
 
+import threading
+import time
+
 import pytest
 from sqlalchemy import make_url
 
@@ -52,6 +55,19 @@ def run(client, task):
     answer = client.post(f"/api/v1/tasks/{task['id']}/run")
     assert answer.status_code == 202, answer.json
     return answer.json
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """For how long this thread would have slept; it does not. The others do."""
+    taken, sleep = [], time.sleep
+
+    def nap(seconds):
+        mine = threading.current_thread() is threading.main_thread()
+        taken.append(seconds) if mine else sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", nap)
+    return taken
 
 
 @pytest.fixture

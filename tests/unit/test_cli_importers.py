@@ -221,10 +221,10 @@ def test_an_imported_crontab_is_due_in_the_minutes_of_its_lines(texts, day):
         number = int(draft.place.rpartition(":")[2])
         expected = []
         for slot in CronSim(texts[number - 1], start - timedelta(seconds=1)):
-            if slot > start + timedelta(days=40):
+            if slot > start + timedelta(days=12):
                 break
             expected.append(slot)
-        assert slots(draft.fields["schedule"], start, 40) == expected
+        assert slots(draft.fields["schedule"], start, 12) == expected
 
 
 def beat(schedule, timezone="UTC", **entry):
@@ -361,7 +361,7 @@ def test_an_imported_crontab_of_celerys_is_due_where_all_its_fields_match(fields
     written = theirs.crontab(minute=minute, hour=hour, day_of_month=month_day, month_of_year=month, day_of_week=weekday)
     start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)
     made = beat(written).drafts[0].fields["schedule"]
-    dates = [start + timedelta(days=number) for number in range(70)]
+    dates = [start + timedelta(days=number) for number in range(35)]
     expected = [
         date + timedelta(hours=hour, minutes=minute)
         for date in dates
@@ -372,7 +372,7 @@ def test_an_imported_crontab_of_celerys_is_due_where_all_its_fields_match(fields
         for minute in sorted(written.minute)
     ]
     try:
-        found = slots(made, start, 70)
+        found = slots(made, start, 35)
     except errors.Invalid:
         assert not expected
     else:
