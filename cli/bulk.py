@@ -7,7 +7,7 @@ import click
 
 from cli import lookup, parameters
 from cli.console import Console
-from cli.rest import PAGE, CliError, Json
+from cli.rest import ANY, PAGE, CliError, Json
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def _one(line: Console, action: str, task: str, extra: Json) -> None:
         line.api.delete(f"/tasks/{found['id']}")
         found = {"id": found["id"], "name": found["name"], "state": "deleted"}
     else:
-        found = line.api.post(f"/tasks/{found['id']}/{action}", extra)
+        found = line.api.post(f"/tasks/{found['id']}/{action}", extra, match=ANY)
     line.one(found)
 
 

@@ -25,9 +25,9 @@ def task(given: Json) -> Json:
     return made | named | dict(given["fields"])
 
 
-def change(path: str | None, fields: tuple[tuple[str, Any], ...]) -> Json:
+def change(file: str | None, fields: tuple[tuple[str, Any], ...]) -> Json:
     """What is to change."""
-    merged = (parameters.read_object(path) if path else {}) | dict(fields)
+    merged = (parameters.read_object(file) if file else {}) | dict(fields)
     if not merged:
         raise click.UsageError("Say what changes: --set field=JSON, or --file.")
     return merged

@@ -54,7 +54,7 @@ def index(line: Console, /) -> None:
 def create(line: Console, /, labels: tuple[tuple[str, str], ...], **given: Any) -> None:
     """Make a key. It is printed once, alone on standard output; all else goes to standard error."""
     body = given | {"labels": dict(labels)}
-    made = line.api.post("/keys", {name: value for name, value in body.items() if value})
+    made = line.api.post("/keys", {name: value for name, value in body.items() if value}, is_kept=False)
     if not isinstance(made, dict) or "key" not in made:
         raise CliError(f"{line.api.shown}: this is no answer of Punctual's API")
     if line.as_json:

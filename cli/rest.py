@@ -27,11 +27,13 @@ PAGE = 200
 """The most that the API gives at once."""
 
 TRIES = 4
-WAITS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-MAX_WAIT = 30.0
+MAX_WAIT = 60.0
 """Seconds that are waited for a server which asks for it; one that asks for more is told of at once."""
 
 TIMEOUT = 30.0
+ANY = "*"
+"""The ETag that matches whatever stands there: for a server that wants to be told one."""
+
 KEY_NAMES = ("PUNCTUAL_KEY", "PUNCTUAL_KEY_FILE")
 
 
@@ -121,15 +123,24 @@ class Api:
     def get(self, path: str, query: Json | None = None, *, timeout: float = TIMEOUT) -> Any:
         return self._json(self._send("GET", path, query=query, timeout=timeout))
 
-    def post(self, path: str, body: Json | None = None, *, query: Json | None = None) -> Any:
-        """Carries a key of its own, by which the server knows a repeat: so it may be sent again."""
-        return self._json(self._send("POST", path, query=query, body=body, key=str(uuid.uuid4())))
+    def post(
+        self,
+        path: str,
+        body: Json | None = None,
+        *,
+        query: Json | None = None,
+        match: str | None = None,
+        is_kept: bool = True,
+    ) -> Any:
+        """Carries a key of its own, by which the server knows a repeat and gives the answer that it has kept."""
+        headers = {"Idempotency-Key": str(uuid.uuid4()) if is_kept else None, "If-Match": match}
+        return self._json(self._send("POST", path, query=query, body=body, headers=headers, again=is_kept))
 
-    def patch(self, path: str, body: Json) -> Any:
-        return self._json(self._send("PATCH", path, body=body))
+    def patch(self, path: str, body: Json, *, match: str) -> Any:
+        return self._json(self._send("PATCH", path, body=body, headers={"If-Match": match}, again=False))
 
     def delete(self, path: str) -> None:
-        self._send("DELETE", path)
+        self._send("DELETE", path, headers={"If-Match": ANY})
 
     def items(self, path: str, query: Json, *, limit: int | None = None, sized: bool = True) -> Iterator[Json]:
         """What a list holds, page by page, up to `limit`; `sized`: the list lets us say how long a page is."""
@@ -160,18 +171,20 @@ class Api:
         *,
         query: Json | None = None,
         body: Json | None = None,
-        key: str | None = None,
+        headers: Mapping[str, str | None] | None = None,
         timeout: float = TIMEOUT,
+        again: bool = True,
     ) -> httpx.Response:
-        headers = {"Idempotency-Key": key} if key else None
-        tries = 1 if method == "PATCH" else TRIES  # what a change would do twice, nobody can say
-        for number in range(1, tries + 1):
+        """`again`: it does no harm twice, and so is sent again also where it may have been done."""
+        waits = {HTTPStatus.TOO_MANY_REQUESTS} | ({HTTPStatus.SERVICE_UNAVAILABLE} if again else set())
+        named = {name: value for name, value in (headers or {}).items() if value}
+        for number in range(1, TRIES + 1):
             with self._met():
                 answer = self._http.request(
-                    method, _path(path), params=_given(query or {}), json=body, headers=headers, timeout=timeout
+                    method, _path(path), params=_given(query or {}), json=body, headers=named, timeout=timeout
                 )
             wait = _wait(answer, number)
-            if answer.status_code not in WAITS or number == tries or wait > MAX_WAIT:
+            if answer.status_code not in waits or number == TRIES or wait > MAX_WAIT:
                 break
             click.echo(f"punctual: {self.shown} asks to wait, again in {wait:g} s", err=True)
             time.sleep(wait)

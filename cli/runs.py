@@ -7,7 +7,7 @@ import click
 
 from cli import lookup, parameters, tables
 from cli.console import Console, Group, console, limited
-from cli.rest import TIMEOUT, Api, Json, segment
+from cli.rest import ANY, TIMEOUT, Api, Json, segment
 
 ENDS = ("succeeded", "failed", "cancelled", "skipped")
 STATES = ("pending", "queued", "running", "retrying", *ENDS)
@@ -60,7 +60,7 @@ def show(line: Console, /, run: str, wait: float | None) -> None:
 @console
 def cancel(line: Console, /, run: str) -> None:
     """Cancel a run: one that waits never starts, one that runs is ended."""
-    line.one(line.api.post(f"/runs/{segment(run)}/cancel"))
+    line.one(line.api.post(f"/runs/{segment(run)}/cancel", match=ANY))
 
 
 @runs.command()
@@ -68,7 +68,7 @@ def cancel(line: Console, /, run: str) -> None:
 @console
 def retry(line: Console, /, run: str) -> None:
     """Run a failed run again, as a further attempt."""
-    line.one(line.api.post(f"/runs/{segment(run)}/retry"))
+    line.one(line.api.post(f"/runs/{segment(run)}/retry", match=ANY))
 
 
 def ended(api: Api, run: str, wait: float) -> Json:

@@ -7,7 +7,7 @@ import click
 
 from cli import bulk, definitions, lookup, parameters, runs, tables
 from cli.console import Console, Group, console, limited
-from cli.rest import Json
+from cli.rest import ANY, Json
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -76,11 +76,13 @@ def create(line: Console, /, **given: Any) -> None:
 @click.argument("task")
 @click.option("--file", metavar="FILE", help="A JSON object with what changes; - is standard input.")
 @click.option("--set", "fields", type=parameters.FIELD, multiple=True, metavar="FIELD=JSON")
+@click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only where that version still stands.")
 @console
-def change(line: Console, /, task: str, file: str | None, fields: tuple[tuple[str, Any], ...]) -> None:
+def change(line: Console, /, task: str, if_version: int | None, **given: Any) -> None:
     """Change fields of a task; what is not named stays."""
-    wanted = definitions.change(file, fields)
-    line.one(line.api.patch(f"/tasks/{lookup.task(line.api, task)['id']}", wanted))
+    wanted = definitions.change(**given)
+    match = f'"{if_version}"' if if_version else ANY
+    line.one(line.api.patch(f"/tasks/{lookup.task(line.api, task)['id']}", wanted, match=match))
 
 
 @tasks.command()

@@ -72,6 +72,8 @@ def test_a_task_from_its_registration_to_its_end(punctual, ask):
     assert ask("tasks", "show", made["id"])["name"] == "report"
     changed = ask("tasks", "change", "report", "--set", "priority=2", "--set", 'name="Report of the day"')
     assert (changed["priority"], changed["version"]) == (2, 2)
+    stale = punctual("tasks", "change", made["id"], "--set", "priority=3", "--if-version", "1", code=1)
+    assert stale.stderr.startswith("punctual: It was changed since you read it")
     assert ask("tasks", "pause", "Report of the day", "--note", "the printer is away")["note"] == "the printer is away"
     assert ask("tasks", "resume", made["id"], "--from", "last")["state"] == "active"
     run = ask("tasks", "run", made["id"], "--kwargs", '{"b": 2}')

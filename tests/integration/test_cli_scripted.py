@@ -59,11 +59,25 @@ def test_a_server_that_stays_busy_or_asks_for_too_long_is_an_error(punctual, nap
     )
 
 
-def test_a_change_is_not_repeated(punctual, naps):
+def test_a_change_is_not_repeated_where_it_may_have_been_done(punctual, naps):
     found = {"items": [{"id": "1", "name": "a"}], "next": None}
     answers = {"GET /tasks": found, "PATCH /tasks/1": (503, AWAY, {"Retry-After": "1"})}
     punctual(answers, "tasks", "change", "a", "--set", "priority=1", code=1)
     assert naps == []
+    busy = answers | {"PATCH /tasks/1": [(429, BUSY, {"Retry-After": "1"}), {"id": "1"}]}  # then it was not done
+    sent = punctual(busy, "tasks", "change", "a", "--set", "priority=1", "--if-version", "3").script.of("/tasks/1")
+    assert naps == [1.0]
+    assert [request["headers"]["If-Match"] for request in sent] == ['"3"', '"3"']
+
+
+def test_a_server_that_wants_to_be_told_a_version_is_told_that_any_will_do(punctual):
+    answers = {"GET /tasks": {"items": [{"id": "1", "name": "a"}], "next": None}, "DELETE /tasks/1": (204, "", {})}
+    answers |= {f"POST /tasks/1/{action}": {"id": "1"} for action in ("pause", "resume")}
+    answers |= {f"POST /runs/1/{action}": {"id": "1"} for action in ("cancel", "retry")}
+    for words in (["tasks", "delete", "a"], ["tasks", "pause", "a"], ["tasks", "resume", "a"]):
+        assert punctual(answers, *words).script.requests[-1]["headers"]["If-Match"] == "*"
+    for action in ("cancel", "retry"):
+        assert punctual(answers, "runs", action, "1").script.requests[-1]["headers"]["If-Match"] == "*"
 
 
 @pytest.mark.parametrize("answer", [(200, "<html>", {}), (404, "<html>", {}), (200, {"hello": 1}, {}), (302, "", {})])
@@ -93,6 +107,7 @@ def test_a_new_key_is_alone_on_standard_output(punctual):
         "max_tasks": 5,
         "expires_at": "2027-01-01T00:00:00Z",
     }
+    assert "Idempotency-Key" not in result.script.requests[0]["headers"]  # a secret is not kept
     shown = punctual({"POST /keys": (201, made, {})}, *words, "--json")
     assert json.loads(shown.stdout) == made
 
