@@ -3,58 +3,13 @@
 import json
 import os
 import subprocess
-import threading
 from uuid import uuid4
 
 import pytest
-from click.testing import CliRunner
 from stores import ROOT
-from werkzeug.serving import make_server
-
-from cli.__main__ import main
 
 KEY = "punctual-test-key"
 DEAD = "http://127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def address(app):
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture
-def url(address, database):
-    return address
-
-
-@pytest.fixture
-def punctual(url):
-    """Calls the command line; what it prints never holds the key."""
-
-    def call(*words, code=0, stdin=None, **env):
-        given = {"PUNCTUAL_URL": url, "PUNCTUAL_KEY": KEY, "PUNCTUAL_KEY_FILE": None} | env
-        result = CliRunner().invoke(main, words, input=stdin, env=given)
-        assert result.exit_code == code, result.output
-        assert KEY not in result.output
-        return result
-
-    return call
-
-
-@pytest.fixture
-def ask(punctual):
-    """Calls the command line and reads the JSON that it prints."""
-
-    def call(*words, **options):
-        return json.loads(punctual(*words, "--json", **options).stdout)
-
-    return call
 
 
 def test_a_task_from_its_registration_to_its_end(punctual, ask):
