@@ -12,7 +12,6 @@ from cli.rest import ANY, PAGE, CliError, Json
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 STATES = ("active", "paused", "completed")
-FILTERS = ("q", "state", "target", "label")
 DONE = {"pause": "paused", "resume": "resumed", "delete": "deleted"}
 
 

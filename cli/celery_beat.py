@@ -178,7 +178,7 @@ def _read(position: int, text: str) -> set[int] | None:
         return None
     try:
         found = CronSim(" ".join(parts), _NOW)
-    except CronSimError:
+    except (CronSimError, ValueError):
         return None
     days = {day % 7 if isinstance(day, int) else day for day in found.weekdays}
     values: Sequence[set[Any]] = (found.minutes, found.hours, found.days, found.months, days)

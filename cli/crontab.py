@@ -41,7 +41,7 @@ class _State:
 def convert(text: str, *, path: str = "crontab", timezone: str = "UTC", system: bool = False) -> Conversion:
     """The tasks of a crontab; `system`: each line names a user before its command."""
     found, names, state = Conversion(), Names(), _State(timezone=timezone)
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         place, bare = f"{path}:{number}", line.strip()
         setting = _SETTING.fullmatch(bare)
         if bare.startswith("#"):
@@ -136,7 +136,7 @@ def _is_expression(expression: str) -> bool:
     """Whether the five fields can be read, and ever match."""
     try:
         next(CronSim(expression, _START))
-    except (CronSimError, StopIteration):
+    except (CronSimError, ValueError, StopIteration):  # a number of thousands of digits is a ValueError
         return False
     return True
 

@@ -40,7 +40,8 @@ def index(line: Console, /, limit: int | None, **wanted: str | None) -> None:
 @console
 def show(line: Console, /, task: str) -> None:
     """Show one task, by its id or name."""
-    line.one(lookup.task(line.api, task))
+    found = lookup.task(line.api, task)
+    line.one(line.api.get(f"/tasks/{found['id']}"))  # which tells more than a list
 
 
 @tasks.command()

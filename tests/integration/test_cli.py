@@ -23,7 +23,7 @@ def test_a_task_from_its_registration_to_its_end(punctual, ask):
     assert made["labels"] == {"team": "billing", "tier": "1"}
     assert (made["priority"], made["timeout"], made["retry"]["max_attempts"]) == (7, 120, 3)
 
-    assert ask("tasks", "show", "report")["id"] == made["id"]
+    assert ask("tasks", "show", "report") == ask("tasks", "show", made["id"])
     assert ask("tasks", "show", made["id"])["name"] == "report"
     changed = ask("tasks", "change", "report", "--set", "priority=2", "--set", 'name="Report of the day"')
     assert (changed["priority"], changed["version"]) == (2, 2)

@@ -227,6 +227,25 @@ def test_an_imported_crontab_is_due_in_the_minutes_of_its_lines(texts, day):
         assert slots(draft.fields["schedule"], start, 12) == expected
 
 
+@derandomized
+@given(text=st.text(alphabet="01259*/,-@%# \t\n\r\\\"'=ABCTZSHELmonreboot\u2028", max_size=200), system=st.booleans())
+def test_each_line_of_whatever_text_is_a_task_a_problem_a_setting_or_a_comment(text, system):
+    found = crontab.convert(text, system=system)
+    places = [each.place for each in (*found.drafts, *found.problems)]
+    assert len(places) == len(set(places))
+    said = [number for number, line in enumerate(text.split("\n"), 1) if line.strip() and line.strip()[0] != "#"]
+    silent = {f"crontab:{number}" for number in said} - set(places)
+    lines = text.split("\n")
+    assert all("=" in lines[int(place.rpartition(":")[2]) - 1] for place in silent)
+    names = [draft.fields["name"] for draft in found.drafts]
+    assert len(names) == len(set(names))
+    assert all(0 < len(name) <= drafts.MAX_NAME for name in names)
+
+
+def test_a_number_of_many_digits_is_a_problem():
+    assert len(crontab.convert("9" * 5000 + " * * * * x").problems) == 1
+
+
 def beat(schedule, timezone="UTC", **entry):
     """What becomes of one entry of a beat_schedule."""
     return celery_beat.convert({"entry": {"task": "billing.charge", "schedule": schedule} | entry}, timezone=timezone)
@@ -465,6 +484,39 @@ def test_a_periodic_task_that_is_over_is_noted_and_left_out(given_, note):
     found = fixture(given_)
     assert (found.drafts, found.problems) == ([], [])
     assert note in str(found.notes[0])
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(alphabet="0123*/,-monfri2026T:Z", max_size=12),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=3,
+)
+COLUMNS = (
+    *("name", "task", "interval", "crontab", "clocked", "solar", "args", "kwargs", "queue", "priority", "one_off"),
+    *("start_time", "expires", "enabled", "headers", "description", "every", "period", "clocked_time", "timezone"),
+    *("minute", "hour", "day_of_month", "month_of_year", "day_of_week", "total_run_count"),
+)
+
+
+@derandomized
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(("periodictask", "intervalschedule", "crontabschedule", "clockedschedule")),
+            st.integers(1, 2),
+            st.dictionaries(st.sampled_from(COLUMNS), anything | st.integers(1, 2), max_size=8),
+        ),
+        max_size=6,
+    ),
+    other=anything,
+)
+def test_whatever_a_fixture_holds_each_task_is_one_or_a_problem_or_noted(rows, other):
+    objects = [{"model": f"django_celery_beat.{model}", "pk": key, "fields": fields} for model, key, fields in rows]
+    found = django_beat.convert([*objects, other], now=NOW)
+    json.dumps([draft.fields for draft in found.drafts])
+    wanted = len({key for model, key, _ in rows if model == "periodictask"})
+    left_out = sum("left out" in note.reason and "equal" not in note.reason for note in found.notes)
+    assert len(found.drafts) + len(found.problems) <= wanted <= len(found.drafts) + len(found.problems) + left_out
 
 
 def test_what_a_message_carried_is_noted():
