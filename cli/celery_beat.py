@@ -24,6 +24,7 @@ LEFT_OUT = {
     "retry": "a task's own `retry` says what becomes of a failed run",
     "retry_policy": "a task's own `retry` says what becomes of a failed run",
 }
+_DAYS = ("SU", "MO", "TU", "WE", "TH", "FR", "SA")
 _RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 _WEEKS = [frozenset(range(first, min(first + 7, 32))) for first in range(1, 32, 7)]
 _NOW = datetime(2000, 1, 1)  # noqa: DTZ001 - cronsim wants one; its fields do not depend on it
@@ -129,14 +130,22 @@ def zone_name(zone: Any) -> str:
 def _interval(every: timedelta, timezone: Any, *, relative: bool) -> Json:
     """A relative one comes on the round minute, hour or day of its length; other ones have no phase."""
     seconds = every.total_seconds()
+    checked = interval(seconds)
     unit = next((unit for unit in (DAY, 3600, 60) if seconds >= unit), None)
     if not relative or unit is None:
-        return interval(seconds)
+        return checked
     if seconds % unit:
         raise Unconvertible(f"a relative interval of {seconds:g} s, which is no whole number of its unit")
-    if seconds == DAY:
-        return {"type": "cron", "expression": "0 0 * * *", "timezone": zone_name(timezone)}
-    return interval(seconds, EPOCH)
+    zone = zone_name(timezone)
+    midnight = datetime(2000, 1, 1, tzinfo=ZoneInfo(zone)).isoformat()
+    if unit == DAY:  # on the wall clock, where a day has not always 24 hours
+        return {
+            "type": "rrule",
+            "rule": f"FREQ=DAILY;INTERVAL={seconds // DAY:.0f}",
+            "starts": midnight,
+            "timezone": zone,
+        }
+    return interval(seconds, midnight)
 
 
 def crontab(given: schedules.crontab, timezone: str) -> Json:
@@ -198,9 +207,6 @@ def compact(values: set[int], low: int, high: int) -> str:
         else:
             spans.append([value])
     return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
-
-
-_DAYS = ("SU", "MO", "TU", "WE", "TH", "FR", "SA")
 
 
 def _rule(sets: Sequence[set[int]], timezone: str) -> Json:

@@ -13,8 +13,16 @@ Column = Callable[[Json], Any]
 def table(items: Iterable[Json], columns: Mapping[str, Column]) -> str:
     """A line of headings and a line for each item."""
     rows = [[name.upper() for name in columns]]
-    rows += [[cell(column(item)) for column in columns.values()] for item in items]
+    rows += [[cell(_value(column, item)) for column in columns.values()] for item in items]
     return "\n".join(aligned(rows))
+
+
+def _value(column: Column, item: Json) -> Any:
+    """What stands in a column; nothing where another version of the server does not tell it."""
+    try:
+        return column(item)
+    except (KeyError, TypeError):
+        return None
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -281,6 +281,13 @@ def every(seconds):
     return {"type": "interval", "every": seconds, "anchor": ORIGIN}
 
 
+MIDNIGHT = "2000-01-01T00:00:00+00:00"
+
+
+def days(number, zone="UTC", midnight=MIDNIGHT):
+    return {"type": "rrule", "rule": f"FREQ=DAILY;INTERVAL={number}", "starts": midnight, "timezone": zone}
+
+
 def cron(expression, timezone="UTC"):
     return {"type": "cron", "expression": expression, "timezone": timezone}
 
@@ -293,10 +300,10 @@ def cron(expression, timezone="UTC"):
         (1.5, {}, every(1.5)),
         (timedelta(hours=2), {}, every(7200)),
         (theirs.schedule(90), {}, every(90)),
-        (theirs.schedule(timedelta(minutes=5), relative=True), {}, every(300)),
+        (theirs.schedule(timedelta(minutes=5), relative=True), {}, every(300) | {"anchor": MIDNIGHT}),
         (30, {"relative": True}, every(30)),
-        (timedelta(days=1), {"relative": True}, cron("0 0 * * *")),
-        (timedelta(days=2), {"relative": True}, every(172_800)),
+        (timedelta(days=1), {"relative": True}, days(1)),
+        (timedelta(days=14), {"relative": True}, days(14)),
         (theirs.crontab(), {}, cron("* * * * *")),
         (theirs.crontab(minute="*/15"), {}, cron("*/15 * * * *")),
         (theirs.crontab(minute=5, hour={3, 4, 5, 9}), {}, cron("5 3-5,9 * * *")),
@@ -356,6 +363,15 @@ def test_an_entry_that_has_no_equal_is_a_problem(entry, reason):
     assert reasons(found)[0].startswith("entry: ")
     assert reason in reasons(found)[0]
     assert [draft.place for draft in found.drafts] == ["good"]
+
+
+def test_a_relative_interval_follows_the_wall_clock_of_its_app():
+    found = beat(timedelta(days=2), "Europe/Paris", relative=True).drafts[0].fields["schedule"]
+    assert found == days(2, "Europe/Paris", "2000-01-01T00:00:00+01:00")
+    start = datetime(2026, 3, 26, tzinfo=UTC)  # the clock goes forward on the 29th
+    assert [f"{slot:%d %H}" for slot in slots(found, start, 7)] == ["26 23", "28 23", "30 22", "01 22"]
+    hours = beat(timedelta(hours=2), "Asia/Kolkata", relative=True).drafts[0].fields["schedule"]
+    assert hours["anchor"] == "2000-01-01T00:00:00+05:30"
 
 
 def test_a_zone_without_a_name_is_a_problem_for_what_needs_one():
