@@ -13,6 +13,7 @@ COPY alembic.ini ./
 COPY alembic alembic/
 COPY app app/
 COPY beat beat/
+COPY cli cli/
 COPY web web/
 COPY workers workers/
 RUN python -m compileall -q .

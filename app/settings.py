@@ -36,6 +36,10 @@ WEBHOOK_KEY = range(24, 65)
 """Bytes of a key that signs, as standardwebhooks.com asks for."""
 
 
+CLIENT = frozenset({"PUNCTUAL_URL", "PUNCTUAL_KEY"})
+"""What the command line reads: a shell that exports it may start processes too."""
+
+
 class Settings(BaseModel):
     """What the environment says, checked. Addresses hold passwords, so they are secrets too."""
 
@@ -173,7 +177,7 @@ def _keys(secret: SecretStr) -> tuple[bytes, ...]:
 
 
 def _known(name: str) -> bool:
-    return name.removesuffix("_FILE") in Settings.model_fields
+    return name.removesuffix("_FILE") in Settings.model_fields.keys() | CLIENT
 
 
 def _value(name: str, environ: Mapping[str, str]) -> str | None:

@@ -1,8 +1,17 @@
 """The API as a client has it: an app on the tests' database, called with and without the administrator's key."""
 
-import pytest
-from sqlalchemy import make_url
+import json
+import threading
+import time
 
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import make_url
+from werkzeug.serving import make_server
+
+from cli.__main__ import main as command_line
+
+KEY = "punctual-test-key"
 DEAD_PORT = 1
 """Nobody listens there."""
 
@@ -24,7 +33,7 @@ def stranger(app, database):
 def client(app, database):
     """A client with the administrator's key."""
     made = app.test_client()
-    made.environ_base["HTTP_AUTHORIZATION"] = "Bearer punctual-test-key"
+    made.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {KEY}"
     return made
 
 
@@ -52,6 +61,61 @@ def run(client, task):
     answer = client.post(f"/api/v1/tasks/{task['id']}/run")
     assert answer.status_code == 202, answer.json
     return answer.json
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    """Where the API is served on this machine."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def url(address, database):
+    """As above, on an empty database."""
+    return address
+
+
+@pytest.fixture
+def punctual(url):
+    """Calls the command line; what it prints never holds the key."""
+
+    def call(*words, code=0, stdin=None, **env):
+        given = {"PUNCTUAL_URL": url, "PUNCTUAL_KEY": KEY, "PUNCTUAL_KEY_FILE": None} | env
+        result = CliRunner().invoke(command_line, words, input=stdin, env=given)
+        assert result.exit_code == code, result.output
+        assert KEY not in result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def ask(punctual):
+    """Calls the command line and reads the JSON that it prints."""
+
+    def call(*words, **options):
+        return json.loads(punctual(*words, "--json", **options).stdout)
+
+    return call
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """For how long this thread would have slept; it does not. The others do."""
+    taken, sleep = [], time.sleep
+
+    def nap(seconds):
+        mine = threading.current_thread() is threading.main_thread()
+        taken.append(seconds) if mine else sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", nap)
+    return taken
 
 
 @pytest.fixture

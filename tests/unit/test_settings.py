@@ -48,6 +48,10 @@ def test_a_setting_is_read_from_the_file_that_its_name_with_file_names(tmp_path)
     assert read.PUNCTUAL_ADMIN_KEY.get_secret_value() == "from a file"
 
 
+def test_what_the_command_line_reads_does_not_keep_a_process_from_starting():
+    Settings.read(GIVEN | {"PUNCTUAL_URL": "http://127.0.0.1:8000", "PUNCTUAL_KEY_FILE": "/run/secrets/key"})
+
+
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
