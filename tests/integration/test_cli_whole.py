@@ -5,9 +5,7 @@ import json
 import pytest
 from sqlalchemy import text
 
-from app import db, settings
-
-audit = pytest.importorskip("app.audit")
+from app import audit, db, settings
 
 CRONTAB = """\
 SHELL=/bin/bash
