@@ -20,7 +20,11 @@ def channel(stack):
 
 def options(stack):
     # without a confirm, RabbitMQ loses about one in ten thousand messages whose connection is closed right behind them
-    return {"confirm_publish": True} if is_amqp(stack) else {"global_keyprefix": "punctual:broker:", "priority_steps": [0, 5]}
+    return (
+        {"confirm_publish": True}
+        if is_amqp(stack)
+        else {"global_keyprefix": "punctual:broker:", "priority_steps": [0, 5]}
+    )
 
 
 def is_amqp(stack):
