@@ -303,7 +303,8 @@ def test_what_the_workers_container_is_probed_with_works_with_the_workers_own_us
 
 def test_flower_watches_and_asks_with_its_own_user_and_knows_no_other_store(stack, stores, brokers):
     port = free_port()
-    given = {"DATABASE_URL": COMPOSE["flower"]["environment"]["DATABASE_URL"], "BROKER_URL": brokers["flower"]}
+    given = {name: COMPOSE["flower"]["environment"][name] for name in ("DATABASE_URL", "REDIS_URL")}
+    given["BROKER_URL"] = brokers["flower"]
     login = ("admin", "a-password")
     stack.start("flower", **given, FLOWER_PORT=str(port), FLOWER_BASIC_AUTH=":".join(login))
     site = httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=login, timeout=10)
@@ -442,7 +443,8 @@ def test_what_a_later_migration_makes_is_open_to_nobody(databases):
 
 def test_to_apply_the_file_again_takes_back_what_it_does_not_say_and_changes_nothing_else(databases, files):
     rights = (
-        "SELECT c.relname, coalesce(c.relacl, acldefault('r', relowner))::text, relowner::regrole::text, array_agg(attname || attacl::text ORDER BY attnum) "
+        "SELECT c.relname, coalesce(c.relacl, acldefault('r', relowner))::text, relowner::regrole::text, "
+        "array_agg(attname || attacl::text ORDER BY attnum) "
         "FROM pg_class c JOIN pg_attribute ON attrelid = c.oid WHERE relnamespace = 'public'::regnamespace "
         "GROUP BY c.oid ORDER BY c.relname"
     )
