@@ -91,7 +91,9 @@ REVOKE ALL ON ALL TABLES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker;
 
 -- What each process does with each table. Nobody deletes a task, a run or an attempt, and nobody changes what a run was
--- to call, and when. A table that is not there yet is passed over.
+-- to call, and when. Whoever notes a change in the audit log cannot seal it, and the beat that seals it changes nothing
+-- else. A worker counts a key's tasks, as other apps may delete one, and sees nothing else of keys. A table that is not
+-- there yet is passed over.
 DO $$
 DECLARE
     wanted record;
@@ -107,7 +109,8 @@ BEGIN
             ('punctual_web', 'nodes', 'SELECT'),
             ('punctual_web', 'summaries', 'SELECT, INSERT, UPDATE (open, made_at)'),
             ('punctual_web', 'keys', 'SELECT, INSERT, UPDATE'),
-            ('punctual_web', 'audit', 'SELECT, INSERT'),
+            ('punctual_web', 'audit', 'SELECT, INSERT (at, actor, actor_name, via, address, action, subject,'
+                ' subject_id, subject_name, before, after)'),
 
             ('punctual_beat', 'tasks', 'SELECT, UPDATE (state, note, set_aside, next_run_at, last_run_at, run_count,'
                 ' updated_at, version, mirrored_version)'),
@@ -128,7 +131,9 @@ BEGIN
             ('punctual_worker', 'answers', 'SELECT, INSERT, UPDATE'),
             ('punctual_worker', 'nodes', 'SELECT, INSERT, UPDATE (seen_at, details), DELETE'),
             ('punctual_worker', 'summaries', 'SELECT, INSERT, UPDATE (open, made_at)'),
-            ('punctual_worker', 'audit', 'SELECT, INSERT')
+            ('punctual_worker', 'keys', 'SELECT (id, tasks), UPDATE (tasks)'),
+            ('punctual_worker', 'audit', 'SELECT, INSERT (at, actor, actor_name, via, address, action, subject,'
+                ' subject_id, subject_name, before, after)')
         ) AS rights (role, name, may)
     LOOP
         IF to_regclass(wanted.name) IS NOT NULL THEN

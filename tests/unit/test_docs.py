@@ -58,6 +58,20 @@ def test_the_readme_shows_the_page_of_every_document():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
 
 
+def test_the_permissions_that_are_shown_are_those_that_are_applied():
+    page = (ROOT / "docs/security.md").read_text()
+    quoted = re.findall(r"<!-- (deploy/\S+) -->\n```\w*\n(.*?)```", page, re.DOTALL)
+    assert {name for name, _ in quoted} == {
+        f"deploy/permissions/{name}" for name in ("postgresql.sql", "redis.sh", "users.acl", "rabbitmq.sh")
+    }
+    files = {name: (ROOT / name).read_text() for name, _ in quoted}
+    assert [text for name, text in quoted if text not in files[name] and text.strip() not in files[name]] == []
+    # and nobody's right is left out
+    granting = re.compile(r"^(?: +\('punctual_\w+', '.*|user .*|allow \w+ .*|  \"\$.*)$", re.MULTILINE)
+    left_out = {line for text in files.values() for line in granting.findall(text) if line not in page}
+    assert {line for line in left_out if not re.search(r"', \d+, '", line)} == set()
+
+
 def test_every_page_stands_in_the_table_of_the_pages():
     shown = re.findall(r"^\| `(/\S*)` \|", (ROOT / "docs/pages.md").read_text(), re.MULTILINE)
     sources = "".join(path.read_text() for path in (ROOT / "web/ui").glob("*.py"))
