@@ -52,7 +52,7 @@ class Hint:
 def connect(**options: Any) -> redis.Redis:
     """A client of the Redis that REDIS_URL names: a server, a socket, or a master behind Sentinels.
 
-    Sentinels are given as `redis-sentinel://[:password@]host:port,host:port/service/db`.
+    Sentinels are given as `redis-sentinel://[[user]:password@]host:port,host:port/service/db`: the master's user.
     """
     url = settings.load().REDIS_URL.get_secret_value()
     # one new try for a connection that went stale; redis-py's own default would wait for seconds in between
@@ -66,10 +66,11 @@ def connect(**options: Any) -> redis.Redis:
     credentials, _, hosts = parts.netloc.rpartition("@")
     sentinels = [(host, int(port or 26379)) for host, _, port in (pair.partition(":") for pair in hosts.split(","))]
     service, _, db = parts.path.strip("/").partition("/")
-    password = credentials.partition(":")[2] or None
+    user, _, password = credentials.partition(":")
+    login = {"username": user or None, "password": password or None}
     # a Sentinel that is away is passed over as quickly; redis-py would try it four times with seconds in between
     asking = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
-    sentinel = Sentinel(sentinels, sentinel_kwargs=asking, password=password, db=int(db or 0), **options)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(sentinels, sentinel_kwargs=asking, db=int(db or 0), **login, **options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(service or "mymaster")  # type: ignore[no-untyped-call]
     return master
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app import models
 from app.settings import Settings
 from deploy import postgresql, processes
 
@@ -15,6 +16,14 @@ PROCFILE = dict(re.findall(r"^(\w+): (.+)$", (ROOT / "Procfile").read_text(), re
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "punctual"}
 FLOWERS_OWN = {"FLOWER_BASIC_AUTH"}
+LOGIN = re.compile(r"//(\w+):\$\{(\w+):\?[^}]*\}@")
+FILES = {"DATABASE_URL": "postgresql.sql", "REDIS_URL": "users.acl", "BROKER_URL": "rabbitmq.sh"}
+STORES = {
+    "DATABASE_URL": re.compile(r"^ +\('(punctual_\w+)', \d+", re.MULTILINE),
+    "REDIS_URL": re.compile(r"^user (punctual_\w+)", re.MULTILINE),
+    "BROKER_URL": re.compile(r"^allow (\w+)", re.MULTILINE),
+}
+"""Of each store, how its file makes a user."""
 
 
 def pins(name):
@@ -46,12 +55,95 @@ def test_a_container_is_given_only_settings_that_exist(name):
     assert OURS[name]["environment"].keys() - FLOWERS_OWN <= Settings.model_fields.keys()
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", COMPOSE["services"])
 def test_a_container_starts_when_what_it_needs_is_there(name):
-    assert {store for store in OURS[name]["depends_on"] if store != "release"} <= COMPOSE[
-        "services"
-    ].keys() - OURS.keys()
-    assert all("healthcheck" in COMPOSE["services"][store] for store in OURS[name]["depends_on"] if store != "release")
+    needs = COMPOSE["services"][name].get("depends_on", {})
+    for needed, when in needs.items():
+        service = COMPOSE["services"][needed]
+        ends = service.get("restart") == "no"
+        assert when["condition"] == ("service_completed_successfully" if ends else "service_healthy")
+        assert ends or "healthcheck" in service
+
+
+@pytest.mark.parametrize("name", ["web1", "web2", "beat", "worker", "flower"])
+def test_a_process_waits_until_its_stores_answer_and_open_to_it(name):
+    assert OURS[name]["depends_on"].keys() == {
+        "postgres",
+        "redis",
+        "rabbitmq",
+        "postgres-permissions",
+        "rabbitmq-permissions",
+    }
+
+
+def test_the_owner_is_there_before_the_release_and_what_it_made_is_opened_after_it():
+    before, after = (COMPOSE["services"][f"postgres-{name}"] for name in ("roles", "permissions"))
+    assert OURS["release"]["depends_on"].keys() == {"postgres-roles"}
+    assert after["depends_on"].keys() == {"release"}
+    assert {name: before[name] for name in before if name != "depends_on"} == {
+        name: after[name] for name in after if name != "depends_on"
+    }
+
+
+def test_each_process_logs_in_with_its_own_users_and_password():
+    logins = {name: login(service["environment"]) for name, service in OURS.items()}
+    own = {
+        name: {("punctual_" + name.rstrip("12"), name.rstrip("12").upper() + "_PASSWORD")}
+        for name in ("web1", "web2", "beat", "worker")
+    }
+    assert logins == own | {
+        "flower": {("punctual_flower", "FLOWER_BROKER_PASSWORD")},
+        "release": {("punctual_owner", "OWNER_PASSWORD")},
+    }
+
+
+def login(environment):
+    """Whom a container logs in as, and with which password: at all of the stores that it logs in at."""
+    urls = (environment[name] for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL"))
+    return {found for url in urls for found in LOGIN.findall(url)}
+
+
+@pytest.mark.parametrize("setting", STORES)
+def test_whoever_logs_in_at_a_store_is_made_by_the_file_for_it(setting):
+    users = {user for service in OURS.values() for user, _ in LOGIN.findall(service["environment"][setting])}
+    assert users == set(STORES[setting].findall(permissions(FILES[setting])))
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("postgres-roles", {"postgresql.sql"}),
+        ("redis", {"redis.sh", "users.acl"}),
+        ("rabbitmq-permissions", {"rabbitmq.sh"}),
+    ],
+)
+def test_the_files_of_permissions_are_applied_with_each_password_that_they_ask_for(name, files):
+    service = COMPOSE["services"][name]
+    assert "./deploy/permissions:/permissions:ro" in service["volumes"]
+    named = set(re.findall(r"/permissions/([\w.]+)", str(service["command"])))
+    assert named == files - {"users.acl"}
+    asked = {word for file in files for word in re.findall(r"\b[A-Z_]+_PASSWORD\b", permissions(file))}
+    given = service["environment"]
+    assert {word: given[word] for word in asked} == {word: f"${{{word}:?set it in .env}}" for word in asked}
+
+
+def permissions(file):
+    return (ROOT / "deploy/permissions" / file).read_text()
+
+
+def test_each_table_is_somebodys_and_each_column_of_a_run_is_changed_by_its_mover_or_by_nobody():
+    text = re.sub(r"'\s+'", "", permissions("postgresql.sql"))
+    rights = re.findall(r"\('punctual_\w+', '(\w+)', '([^']+)'\)", text)
+    assert models.Base.metadata.tables.keys() <= {table for table, _ in rights}
+    changed = {
+        column
+        for table, may in rights
+        for columns in re.findall(r"UPDATE \((.*?)\)", may)
+        for column in columns.split(", ")
+        if table == "runs"
+    }
+    fixed = {"id", "task_id", "scheduled_for", "task_name", "target", "queue", "trigger", "missed", "args", "kwargs"}
+    assert changed == set(models.Run.__table__.columns.keys()) - fixed - {"fired_at"}
 
 
 def test_the_example_of_secrets_names_each_that_compose_requires():

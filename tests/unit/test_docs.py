@@ -58,6 +58,25 @@ def test_the_readme_shows_the_page_of_every_document():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
 
 
+def test_the_permissions_that_are_shown_are_those_that_are_applied():
+    page = (ROOT / "docs/security.md").read_text()
+    quoted = re.findall(r"<!-- deploy/permissions/(\S+) -->\n```\w*\n(.*?)```", page, re.DOTALL)
+    files = {path.name: path.read_text() for path in (ROOT / "deploy/permissions").iterdir()}
+    assert {name for name, _ in quoted} == files.keys()
+    assert [text for name, text in quoted if text not in files[name] and text.strip() not in files[name]] == []
+    # and nobody's right is left out
+    granting = {
+        "postgresql.sql": r"^ +\('punctual_\w+', '[a-z]+', '.*",
+        "users.acl": r"^user .*",
+        "rabbitmq.sh": r'^(?:allow \w+|  "[^"]+") .*',
+    }
+    left_out = {
+        name: [line for line in re.findall(rights, files[name], re.MULTILINE) if line not in page]
+        for name, rights in granting.items()
+    }
+    assert left_out == {name: [] for name in granting}
+
+
 def test_every_page_stands_in_the_table_of_the_pages():
     shown = re.findall(r"^\| `(/\S*)` \|", (ROOT / "docs/pages.md").read_text(), re.MULTILINE)
     sources = "".join(path.read_text() for path in (ROOT / "web/ui").glob("*.py"))
