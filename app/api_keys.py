@@ -48,7 +48,7 @@ def create(session: Session, now: datetime, fields: Mapping[str, Any]) -> Made:
     )
     session.add(key)
     session.flush()
-    audit.created(session, now, [key])
+    audit.created(session, now, ApiKey, [key])
     return Made(key=key, text=f"{PREFIX}{key_id}{secret}{_checksum(key_id + secret)}")
 
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from app import actors
+from app import actors, db
 from app.models import JSON, ApiKey, AuditEntry, Run, Task
 from app.states import Action, Subject
 
@@ -68,9 +68,9 @@ NOTED: dict[type[Row], dict[str, str]] = {Task: _TASK, Run: _RUN, ApiKey: _KEY}
 """The columns that are noted, by REST's words for them."""
 
 
-def snapshot(row: Row) -> JSON:
+def snapshot(row: Any, kind: type[Row] | None = None) -> JSON:
     """What is noted of a row, as JSON."""
-    return {word: _plain(getattr(row, column)) for column, word in NOTED[type(row)].items()}
+    return {word: _plain(getattr(row, column)) for column, word in NOTED[kind or type(row)].items()}
 
 
 @contextmanager
@@ -86,25 +86,33 @@ def noting(session: Session, now: datetime, action: Action, rows: Sequence[Row])
     note(session, now, action, [row for row, sides in changed if sides], [sides for _, sides in changed if sides])
 
 
-def note(session: Session, now: datetime, action: Action, rows: Sequence[Row], sides: Sequence[Sides]) -> None:
+def note(
+    session: Session,
+    now: datetime,
+    action: Action,
+    rows: Sequence[Any],
+    sides: Sequence[Sides],
+    kind: type[Row] | None = None,
+) -> None:
     """Notes what an action did to each of the rows."""
     actor = actors.of(session)
     if actor is None or not rows:
         return
     by = {"at": now, "actor": actor.id, "actor_name": actor.name, "via": actor.via, "address": actor.address}
-    session.execute(
-        insert(AuditEntry),
-        [
-            by | _subject(row) | {"action": action, "before": before, "after": after}
-            for row, (before, after) in zip(rows, sides, strict=True)
-        ],
-    )
+    entries = [
+        by | _subject(row, kind or type(row)) | {"action": action, "before": before, "after": after}
+        for row, (before, after) in zip(rows, sides, strict=True)
+    ]
+    if len(entries) == 1:  # COPY takes a round trip more
+        session.execute(insert(AuditEntry), entries)
+    else:
+        db.copy(session, AuditEntry.__table__, entries)
 
 
-def created(session: Session, now: datetime, rows: Sequence[Row]) -> None:
-    """Notes that rows are new."""
+def created(session: Session, now: datetime, kind: type[Row], rows: Sequence[Any]) -> None:
+    """Notes that rows, or what has their attributes, are new."""
     if actors.of(session) is not None:
-        note(session, now, Action.CREATE, rows, [(None, snapshot(row)) for row in rows])
+        note(session, now, Action.CREATE, rows, [(None, snapshot(row, kind)) for row in rows], kind)
 
 
 def seal(session: Session, limit: int = BATCH) -> int:
@@ -147,9 +155,9 @@ def _differing(before: JSON, after: JSON) -> Sides | None:
     return ({word: before[word] for word in words}, {word: after[word] for word in words}) if words else None
 
 
-def _subject(row: Row) -> JSON:
-    name = row.task_name if isinstance(row, Run) else row.name
-    return {"subject": SUBJECTS[type(row)], "subject_id": str(row.id), "subject_name": name}
+def _subject(row: Any, kind: type[Row]) -> JSON:
+    name = row.task_name if kind is Run else row.name
+    return {"subject": SUBJECTS[kind], "subject_id": str(row.id), "subject_name": name}
 
 
 def _plain(value: Any) -> Any:

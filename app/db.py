@@ -5,16 +5,18 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
 from sqlalchemy import CursorResult, Engine, Executable, TableValuedAlias, bindparam, create_engine, event, func, select
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement
@@ -194,6 +196,30 @@ def execute(session: Session, statement: Executable, parameters: Mapping[str, An
     trip does."""
     session.flush()
     return session.connection().execute(statement, parameters)
+
+
+def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Inserts rows, all with the same columns, by COPY: many cost a fifth of what their INSERT does.
+
+    Raises IntegrityError as an INSERT would, and Unavailable where PostgreSQL goes away meanwhile.
+    """
+    columns = [table.columns[name] for name in rows[0]]
+    is_json = [isinstance(column.type, JSONB) for column in columns]
+    into = sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier(table.name), sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
+    )
+    session.flush()
+    driver: Any = session.connection().connection
+    try:
+        with driver.cursor() as cursor, cursor.copy(into) as stream:
+            for row in rows:
+                values = zip(row.values(), is_json, strict=True)
+                stream.write_row([Jsonb(value) if json and value is not None else value for value, json in values])
+    except psycopg.IntegrityError as exc:
+        raise IntegrityError(into.as_string(), None, exc) from exc
+    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        driver.invalidate(exc)
+        raise errors.Unavailable from exc
 
 
 class Direct:
