@@ -29,6 +29,9 @@ SUBJECTS: dict[type[Row], Subject] = {Task: Subject.TASK, Run: Subject.RUN, ApiK
 
 LOCK = 7_403_198  # any number that nobody else locks: see app/summaries.py for another
 
+PLAIN = frozenset({str, int, bool, dict, list, type(None)})
+"""Kinds of value that are JSON as they are."""
+
 FIRST = "0" * 64
 """What stands before the first link."""
 
@@ -70,7 +73,10 @@ NOTED: dict[type[Row], dict[str, str]] = {Task: _TASK, Run: _RUN, ApiKey: _KEY}
 
 def snapshot(row: Any, kind: type[Row] | None = None) -> JSON:
     """What is noted of a row, as JSON."""
-    return {word: _plain(getattr(row, column)) for column, word in NOTED[kind or type(row)].items()}
+    return {
+        word: value if (value := getattr(row, column)).__class__ in PLAIN else _plain(value)
+        for column, word in NOTED[kind or type(row)].items()
+    }
 
 
 @contextmanager

@@ -22,8 +22,8 @@ WEB = "gunicorn --config python:web.server web.main:app"
 CLIENTS = 8
 SECONDS = 5.0
 BULK = 1_000
-BULKS = 10
-BULK_CLIENTS = 2
+BULKS = 20
+BULK_CLIENTS = 4
 
 Ask = Callable[[http.client.HTTPConnection, int], None]
 

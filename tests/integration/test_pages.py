@@ -12,7 +12,7 @@ import pytest
 
 from app import db, queries, runs
 from app.models import Run, Target
-from app.states import RunState, Trigger
+from app.states import Role, RunState, Trigger
 from web import auth
 
 KEY = "punctual-test-key"
@@ -863,3 +863,22 @@ def test_a_calendar_shows_what_its_maker_sees_and_ends_with_the_key(app, visitor
     [key, *_] = client.get("/api/v1/keys").json["items"]
     client.delete(f"/api/v1/keys/{key['id']}")
     assert app.test_client().get(address).status_code == 404
+
+
+@pytest.mark.parametrize("role", [*Role])
+def test_each_page_and_form_answers_the_roles_that_its_rule_names_and_no_other(app, visitor, task, run, role):
+    entered = visitor(role)
+    rules = [rule for rule in app.url_map.iter_rules() if auth.RULES.get(rule.endpoint) and rule.endpoint[:3] == "ui."]
+    for rule in sorted(
+        rules, key=lambda rule: (rule.endpoint == "ui.sign_out", rule.endpoint == "ui.delete_task", rule.rule)
+    ):
+        address = rule.rule.replace("<uuid:task_id>", task["id"]).replace("<uuid:run_id>", run["id"])
+        address = address.replace("<string:key_id>", "any")
+        if "POST" in rule.methods:
+            form = {"csrf_token": token(entered.get("/tasks").text), "action": "pause", "task": task["id"]}
+            status = entered.post(address, data=form).status_code
+        else:
+            status = entered.get(address).status_code
+        allowed = role.includes(auth.RULES[rule.endpoint])
+        assert (status == 403) is not allowed, (rule.rule, status)
+        assert status != 500
