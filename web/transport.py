@@ -1,10 +1,17 @@
 """What lies between a client and a view: proxies in front, browsers with their rules, TLS."""
 
+import re
+from uuid import uuid4
+
 import flask
+import structlog
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import settings
+
+REQUEST_ID = "X-Request-Id"
+REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 
 YEAR = 365 * 86_400
 
@@ -38,11 +45,27 @@ def register(app: flask.Flask) -> None:
             expose_headers=list(READABLE),
             max_age=600,
         )
+    app.before_request(name_request)
     app.after_request(harden)
+    app.teardown_request(forget_request)
+
+
+def name_request() -> None:
+    """Gives the request an id, the client's or a new one, which stands in each line that is logged meanwhile."""
+    given = flask.request.headers.get(REQUEST_ID, "")
+    flask.g.request_id = given if REQUEST_ID_FORM.fullmatch(given) else uuid4().hex
+    structlog.contextvars.clear_contextvars()  # a thread serves one request after the other
+    structlog.contextvars.bind_contextvars(request=flask.g.request_id)
+
+
+def forget_request(_exc: BaseException | None) -> None:
+    """The request is over, and so is its id."""
+    structlog.contextvars.clear_contextvars()
 
 
 def harden(response: flask.Response) -> flask.Response:
     """Keeps browsers from guessing, framing and telling on; and on TLS, once they came by TLS."""
+    response.headers[REQUEST_ID] = flask.g.request_id
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if response.mimetype != "text/html":

@@ -65,6 +65,7 @@ class TaskKeySchema(schemas.Schema):
 class Call(Task):  # type: ignore[misc]
     """The class of every call. It answers for itself, whatever is set for targets."""
 
+    Request = "workers.masking:MaskedRequest"
     ignore_result = False
     throws = tuple(RAISED.values())
     """The caller is told; to us it is no failure."""

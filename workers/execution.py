@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,10 +20,10 @@ from types import FrameType
 from typing import Any, TypeVar
 from uuid import UUID
 
+import structlog
 from billiard.common import terminate_handler_fired
 from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostError
-from celery.worker.request import Request
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
@@ -32,6 +32,7 @@ from app.messages import Ticket
 from app.states import Reason
 from workers import cancelling, durations, heartbeat, verdicts
 from workers.cancelling import Cancelled
+from workers.masking import MaskedRequest
 
 MAX_RESULT = 64 * 1024
 MAX_TRACEBACK = 16 * 1024
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-class RecordedRequest(Request):  # type: ignore[misc]
+class RecordedRequest(MaskedRequest):
     """A message in the worker's main process, which learns of what its child can no longer record itself."""
 
     def in_hand(self) -> list[Ticket]:
@@ -185,11 +186,21 @@ class Outcome:
     """In how many seconds the next attempt is to be, by what it raised: see `verdicts.after`."""
 
 
+def named(ticket: Ticket) -> AbstractContextManager[None]:
+    """Within it each line that this process logs, the target's own included, names the run."""
+    return structlog.contextvars.bound_contextvars(task=str(ticket.task), run=str(ticket.run), attempt=ticket.attempt)
+
+
 def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
     """Claims the run, calls its target and records the outcome. Raises what the target raises, for Celery's events.
 
     Raises Ignore where the run is not to be executed: claimed already, cancelled, or superseded.
     """
+    with named(ticket):
+        return _execute(ticket, worker, target, call)
+
+
+def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
     _soft_limit.install()
     if not _claim(ticket, worker):
         raise Ignore

@@ -151,12 +151,13 @@ def call(message: Message, worker: str) -> execution.Outcome:
     told = {"task_id": task_id, "task": task, "args": message.args, "kwargs": message.kwargs}
     try:
         signals.task_prerun.send(sender=task, **told)
-        result, outcome = execution.attempt(
-            task.name,
-            message.ticket.run,
-            lambda: task.run(*message.args, **message.kwargs),
-            message.timeout.total_seconds(),
-        )
+        with execution.named(message.ticket):
+            result, outcome = execution.attempt(
+                task.name,
+                message.ticket.run,
+                lambda: task.run(*message.args, **message.kwargs),
+                message.timeout.total_seconds(),
+            )
         retval, state = (outcome.raised, "FAILURE") if outcome.raised else (result, "SUCCESS")
         signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
     finally:
@@ -204,6 +205,10 @@ class PackRequest(execution.RecordedRequest):
     @cached_property
     def pack(self) -> Pack:
         return Pack.decode(self.args[0])
+
+    @property
+    def argsrepr(self) -> str:
+        return f"{len(self.pack.messages)} runs of {self.pack.target}"
 
     def in_hand(self) -> list[Ticket]:
         """The run that the child is at."""

@@ -206,8 +206,13 @@ def without_module(stack):
     stack.start("worker")
 
 
-def test_a_target_that_is_gone_is_rejected_and_said_so(stack, tmp_path, task_of):
-    with_module(stack, tmp_path, module("passing", "pass"))
+def test_what_a_target_logs_names_its_run_and_once_it_is_gone_its_runs_are_rejected(stack, tmp_path, task_of):
+    with_module(stack, tmp_path, "import logging\n" + module("passing", "logging.getLogger('mine').warning('within')"))
+    [run] = stack.ended(task_of(target="passing", schedule={"type": "now"}))
+    line = poll(lambda: [each for each in stack.tail("worker", lines=200).splitlines() if "[mine]" in each])[0]
+    assert all(
+        f"{name}={value}" in line for name, value in [("run", run["id"]), ("task", run["task_id"]), ("attempt", 1)]
+    )
     without_module(stack)
     [run] = stack.ended(task_of(target="passing", schedule={"type": "once", "at": at(0.5)}))
     assert (run["state"], run["reason"]) == ("failed", "rejected")

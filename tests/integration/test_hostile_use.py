@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import redis
+import structlog
 
 from app import db, settings
 from app.models import Answer
@@ -354,3 +355,19 @@ def test_limits_are_kept_in_redis_under_their_own_prefix(app_with, redis_client)
     names = list(redis_client.scan_iter("*"))
     assert names
     assert all(name.startswith("LIMITS:") for name in names), json.dumps(names)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("abc-1.x_Y", True), ("", False), ("a b", False), ("x" * 65, False)])
+def test_each_request_has_an_id_in_its_answer_and_in_what_is_logged(client, monkeypatch, given, kept):
+    seen = {}
+
+    def targets(_session):
+        seen.update(structlog.contextvars.get_contextvars())
+        return []
+
+    monkeypatch.setattr("app.queries.targets", targets)
+    answer = client.get("/api/v1/targets", headers={"X-Request-Id": given})
+    assert seen == {"request": answer.headers["X-Request-Id"]}
+    assert (answer.headers["X-Request-Id"] == given) is kept
+    assert structlog.contextvars.get_contextvars() == {}
+    assert client.get("/api/v1/nothing").headers["X-Request-Id"] != answer.headers["X-Request-Id"]
