@@ -71,12 +71,10 @@ def split(text: str) -> tuple[str, str] | None:
     return found["id"], found["secret"]
 
 
-def find(session: Session, key_id: str) -> ApiKey | None:
-    """The key of an id, about to be used."""
-    used_before = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.statement_timestamp() - USED_EVERY)
-    used = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None), used_before)
-    session.execute(used.values(last_used_at=func.statement_timestamp()))
-    return session.get(ApiKey, key_id)
+def note_use(session: Session, key_id: str, now: datetime) -> None:
+    """Notes that a key has just opened something."""
+    used = update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now)
+    session.execute(used.execution_options(synchronize_session=False))
 
 
 def opens(key: ApiKey, secret: str, now: datetime) -> bool:

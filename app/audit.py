@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from app import actors, db
+from app import actors, db, fields
 from app.models import JSON, ApiKey, AuditEntry, Run, Task
 from app.states import Action, Subject
 
@@ -157,7 +157,7 @@ def digest(entry: JSON) -> str:
 
 def _differing(before: JSON, after: JSON) -> Sides | None:
     """Both sides of what differs; None where nothing does."""
-    words = [word for word, value in after.items() if value != before[word]]
+    words = [word for word, value in after.items() if not fields.is_same(value, before[word])]
     return ({word: before[word] for word in words}, {word: after[word] for word in words}) if words else None
 
 

@@ -1,5 +1,6 @@
 """Many tasks at once: those that filters name, and those that come from a file. Each call does a bounded number."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import errors, queries, schemas, tasks
+from app import errors, fields, queries, schemas, tasks
 from app.models import Task
 from app.states import TaskState
 
@@ -16,6 +17,11 @@ Fields = Mapping[str, Any]
 
 MAX_BULK = 1_000
 """Tasks in one transaction: while it lasts, beats pass them over."""
+
+WORK = 2.0
+"""Seconds of it in one transaction, about."""
+
+STEP = 5
 
 SCHEMA = schemas.TaskSchema()
 GIVEN = tuple(name for name, field in SCHEMA.fields.items() if not field.dump_only)
@@ -60,7 +66,11 @@ def pause(session: Session, now: datetime, filters: Fields, note: str | None) ->
 def resume(session: Session, now: datetime, filters: Fields, since: tasks.Since) -> Done:
     """Resumes paused tasks."""
     chosen, more = _choose(session, filters, TaskState.PAUSED)
-    tasks.resume_all(session, now, chosen, since)
+    end = time.monotonic() + WORK
+    for done in range(0, len(chosen), STEP):
+        if time.monotonic() > end:  # slots that fell into long pauses take long to pass over
+            return Done(tasks=done, more=True)
+        tasks.resume_all(session, now, chosen[done : done + STEP], since)
     return Done(tasks=len(chosen), more=more)
 
 
@@ -101,9 +111,9 @@ def bring(session: Session, now: datetime, items: Sequence[Fields], *, dry_run: 
     new = [index for index, name in enumerate(names) if name not in there]
     old = [index for index, name in enumerate(names) if name in there]
     with session.begin_nested() as savepoint:
-        if new:
-            _add(session, now, items, new)
         found = {names[index]: _change(session, now, index, items[index], there[names[index]]) for index in old}
+        if new:  # last: from here on the key's row is locked
+            _add(session, now, items, new)
         if dry_run:
             savepoint.rollback()
     return Imported(
@@ -129,7 +139,7 @@ def _change(session: Session, now: datetime, index: int, item: Fields, task: Tas
     given = dict(item) | ({"schedule": kept | dict(item["schedule"])} if is_same_kind else {})
     try:
         before, after = definition(task), definition(tasks.draft(session, now, given))
-        words = [name for name in GIVEN if before[name] != after[name]]
+        words = [name for name in GIVEN if not fields.is_same(before[name], after[name])]
         if words:
             tasks.change(session, now, task.id, {name: given[name] for name in words})
     except (errors.Invalid, errors.Conflict) as exc:

@@ -40,6 +40,8 @@ LIBPQ_OPTIONS = (
     " -c enable_hashjoin=off -c enable_mergejoin=off -c random_page_cost=1.1 -c jit=off"
 )
 
+TOO_LONG = "This took too long and was given up; nothing was changed. Ask for less, or try again shortly."
+
 Answer = TypeVar("Answer")
 
 
@@ -162,13 +164,18 @@ def _session(bound_to: Engine, by: object = None) -> Iterator[Session]:
         with Session(bound_to, expire_on_commit=False, info={"by": by}) as session, session.begin():
             yield session
     except AWAY as exc:
-        raise errors.Unavailable from exc
+        raise errors.Unavailable(TOO_LONG if _was_given_up(exc) else None) from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:
             raise errors.Unavailable from exc
         raise
     for call in session.info.get("after", ()):
         call()
+
+
+def _was_given_up(exc: Exception) -> bool:
+    """Whether PostgreSQL is there and gave a statement up, as it took longer than ours may."""
+    return isinstance(getattr(exc, "orig", None), psycopg.errors.QueryCanceled)
 
 
 _NOW = select(func.clock_timestamp())

@@ -4,6 +4,7 @@ What passes fits its column: PostgreSQL's text and jsonb refuse NUL and half sur
 """
 # ruff: noqa: ARG002, RUF012 - marshmallow's own signatures and names
 
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -53,6 +54,11 @@ def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 def _check_number(value: float) -> None:
     if not abs(value) <= sys.float_info.max:  # false for NaN too; jsonb gives a large float back as an integer
         raise ma.ValidationError("Numbers must be finite and fit into a double.")
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same. Python takes 1, 1.0 and true for equal."""
+    return one == other and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def number(value: timedelta) -> float:

@@ -293,6 +293,7 @@ class AuditEntry(Base):
         Index("ix_audit_unsealed", "id", postgresql_where=text("position IS NULL")),
         Index("ix_audit_subject", "subject_id", "id"),
         Index("ix_audit_actor", "actor", "id"),
+        Index("ix_audit_at", "at"),
     )
 
 

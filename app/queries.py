@@ -84,6 +84,7 @@ class Cluster:
     set_aside: list[Task]
 
 
+MAX_NUMBER = 2**63 - 1
 MAX_SET_ASIDE = 100
 """Tasks that were set aside and are shown, the latest first."""
 
@@ -302,7 +303,7 @@ ORDERS = {
 }
 NEWEST_SLOT = Order(column=Run.scheduled_for, ascending=False, read=_instant)
 NEWEST_KEY = Order(column=ApiKey.created_at, ascending=False, read=_instant)
-NEWEST_ENTRY = Order(column=AuditEntry.id, ascending=False, read=int)
+NEWEST_ENTRY = Order(column=AuditEntry.id, ascending=False, read=lambda text: _bounded(int(text)))
 
 
 def _page(
@@ -325,6 +326,13 @@ def _page(
     return Page(items=items, next=_encode(getattr(items[-1], order.column.key), items[-1].id))
 
 
+def _bounded(value: Any) -> Any:
+    """Raises ValueError where a number is larger than PostgreSQL's."""
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise ValueError(value)
+    return value
+
+
 def _encode(value: Any, key: Any) -> str:
     text = value.isoformat() if isinstance(value, datetime) else str(value)
     return base64.urlsafe_b64encode(json.dumps([text, str(key)], ensure_ascii=False).encode()).decode().rstrip("=")
@@ -335,6 +343,6 @@ def _decode(cursor: str, order: Order, key: InstrumentedAttribute[Any]) -> tuple
         value, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         fields.check_text(value)
         fields.check_text(last)
-        return order.read(value), key.type.python_type(last)
+        return order.read(value), _bounded(key.type.python_type(last))
     except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error, ma.ValidationError) as exc:
         raise errors.Invalid(errors={"after": ["Not a cursor that a list gave you as `next`."]}) from exc

@@ -13,13 +13,16 @@ from uuid import UUID
 from sqlalchemy import DateTime, Select, func, select
 from sqlalchemy.orm import Session
 
-from app import actors, db, policies, summaries
+from app import actors, db, errors, policies, summaries
 from app.models import Run
 from app.states import Trigger
 
 STATES = ("succeeded", "failed", "cancelled", "skipped", "waiting")
 STAGES = ("fired", "published", "started")
 """What ends each stage on the way from the slot to the start."""
+
+FARTHEST = timedelta(days=90)
+"""As long as summaries are kept."""
 
 MAX_LATE = 10_000
 MAX_SPANS = 500
@@ -51,8 +54,10 @@ class Stats:
 
 
 def read(session: Session, now: datetime, since: datetime, task_id: UUID | None = None) -> Stats:
-    """Of the slots since then, of all tasks or of one."""
+    """Of the slots since then, of all tasks or of one. Raises Invalid where that is too long ago."""
     actor = actors.of(session)
+    if since < now - FARTHEST:
+        raise errors.Invalid(errors={"since": [f"May lie {FARTHEST.days} days back at most."]})
     is_of_all = task_id is None and not (actor and actor.is_confined)
     counted = _of_summaries(session, now, since) if is_of_all else _of_runs(session, now, since, task_id)
     late = _late(

@@ -4,10 +4,9 @@ Each takes a session and `now`, and never commits. `fields` are what `schemas.Ta
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import chain, count, islice
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -15,16 +14,30 @@ from uuid import UUID, uuid4
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import flag_modified
 
-from app import actors, api_keys, audit, bell, db, dispatch, errors, policies, runs, schedules, settings, signatures
+from app import (
+    actors,
+    api_keys,
+    audit,
+    bell,
+    calling,
+    db,
+    dispatch,
+    errors,
+    planning,
+    policies,
+    runs,
+    schedules,
+    settings,
+)
 from app.messages import DEFAULT_QUEUE
-from app.models import Run, Target, Task
+from app.models import Run, Task
 from app.states import Action, Reason, TaskState, Trigger
 
 Fields = Mapping[str, Any]
 Since = Literal["now", "last"]
 
-EPOCH = datetime(1900, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 """How far back a recurring task catches up where nothing is said; a one-time task runs however late."""
 
@@ -34,8 +47,8 @@ TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 
 def create(session: Session, now: datetime, fields: Fields) -> Task:
     """Registers a task. Raises Invalid, or Conflict where its name is taken."""
-    _check_targets(session, [_call(fields)], lambda by_index: by_index[0])
-    task = Task(**vars(draft(session, now, fields)))
+    calling.check(session, [calling.meant(fields)], lambda by_index: by_index[0])
+    task = Task(**vars(_new(session, now, fields)))
     _insert(session, now, [task], lambda taken: taken[0])
     return task
 
@@ -49,12 +62,12 @@ def create_many(session: Session, now: datetime, items: Sequence[Fields]) -> lis
     created: list[Any] = []
     for index, fields in enumerate(items):
         try:
-            created.append(draft(session, now, fields))
+            created.append(_new(session, now, fields))
         except errors.Invalid as exc:
             problems[index] = exc.errors
     if problems:
         raise errors.Invalid(errors={"items": problems})
-    _check_targets(session, [_call(fields) for fields in items], lambda by_index: {"items": by_index})
+    calling.check(session, [calling.meant(fields) for fields in items], lambda by_index: {"items": by_index})
     _insert(session, now, created, lambda taken: {"items": taken})
     return created
 
@@ -65,8 +78,8 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
     A change of when it is due counts from now, and makes a completed task active again.
     """
     task = _lock(session, task_id, version)
-    if fields.keys() & _CALL.keys():
-        _check_targets(session, [_call(fields, task)], lambda by_index: by_index[0])
+    if fields.keys() & calling.DEFAULTS.keys():
+        calling.check(session, [calling.meant(fields, task)], lambda by_index: by_index[0])
     if fields.keys() & TIMING:
         # slots that are due already are the old definition's; `publish_pending` sends their runs
         dispatch.record_due(session, now, [task.id])
@@ -75,6 +88,7 @@ def change(session: Session, now: datetime, task_id: UUID, fields: Fields, *, ve
         was_one_time = _is_one_time(task.schedule)
         for column, value in _columns(fields, now).items():
             setattr(task, column, value)
+            flag_modified(task, column)  # to the ORM {"n": 1} and {"n": true} are equal
         if was_one_time != _is_one_time(task.schedule) and "window" not in fields.get("catchup", {}):
             task.catchup_window = None
         _default_window(task)
@@ -158,69 +172,15 @@ def run(session: Session, now: datetime, task_id: UUID, args: list[Any] | None, 
     task = _lock(session, task_id)
     given = {name: value for name, value in (("args", args), ("kwargs", kwargs)) if value is not None}
     if given:
-        _check_targets(session, [_call(given, task)], lambda by_index: by_index[0])
+        calling.check(session, [calling.meant(given, task)], lambda by_index: by_index[0])
     # off the grid of the schedules, so that no slot of theirs is ever taken
-    for slot in (_whole(now) + timedelta(milliseconds=n, microseconds=1) for n in count()):
+    for slot in (planning.whole(now) + timedelta(milliseconds=n, microseconds=1) for n in count()):
         new = runs.NewRun(id=uuid4(), task=task, slot=slot, trigger=Trigger.MANUAL, args=args, kwargs=kwargs)
         if runs.record(session, now, [new]):  # else the very millisecond is taken, by a slot or another call
             break
     audit.note(session, now, Action.RUN, [task], [(None, {"run": str(new.id), **given})])
     bell.ring(session, task.bucket, new.id)
     return session.scalars(select(Run).where(Run.id == new.id, Run.scheduled_for == new.slot)).one()
-
-
-def upcoming(session: Session, now: datetime, task_id: UUID, limit: int) -> list[datetime]:
-    """The next slots that will be fired as the task stands."""
-    return coming(_find(session, task_id), now, limit)
-
-
-def coming(task: Task, now: datetime, limit: int) -> list[datetime]:
-    """The next slots that will be fired of a task as it stands."""
-    if task.next_run_at is None:
-        return []
-    left = limit if task.max_runs is None else min(limit, task.max_runs - task.run_count)
-    after = dispatch.timetable(task, now).upcoming(task.next_run_at)
-    return [task.next_run_at, *islice(after, max(left - 1, 0))] if left > 0 else []
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """What a schedule means, before a task has it."""
-
-    description: str
-    slots: list[datetime]
-    warnings: list[str]
-
-
-def preview(
-    now: datetime,
-    schedule: Any,
-    count: int,
-    *,
-    starts_at: datetime | None = None,
-    ends_at: datetime | None = None,
-) -> Preview:
-    """What a schedule would mean for a task that is registered now. Raises Invalid."""
-    read = parse(schedule, now)
-    table = schedules.Timetable(task_id=schedules.NOBODY, schedule=read, starts_at=starts_at, ends_at=ends_at)
-    coming = list(islice(slots(table, now), count))
-    warnings = schedules.warnings(table, now=now)
-    if coming[0] <= now:  # of a time that has passed only that is to be said: it has no slot from now on to speak of
-        warnings = [] if isinstance(table.schedule, schedules.Now) else [PASSED]
-    return Preview(description=schedules.describe(table.schedule), slots=coming, warnings=warnings)
-
-
-def missing_slots(session: Session, now: datetime, task_id: UUID, since: datetime, until: datetime) -> list[datetime]:
-    """The past slots of a task, from `since` to `until`, that have no run. Raises Invalid where they are too many."""
-    task = _find(session, task_id)
-    table = dispatch.timetable(task, now)
-    past = list(islice(table.between(since - dispatch.INSTANT, min(until, now)), MAX_BACKFILL + 1))
-    if len(past) > MAX_BACKFILL:
-        raise errors.Invalid(errors={"until": [f"These are more than {MAX_BACKFILL:,} slots; take a shorter span."]})
-    there = select(Run.scheduled_for).where(Run.task_id == task_id, Run.scheduled_for.between(since, until))
-    recorded = set(session.scalars(there))
-    # what is due and not fired yet is not missing: it is on its way
-    return [slot for slot in past if slot not in recorded and (task.next_run_at is None or slot < task.next_run_at)]
 
 
 def backfill(session: Session, now: datetime, task_id: UUID, missing: Sequence[datetime]) -> int:
@@ -242,17 +202,19 @@ def bucket(task_id: UUID) -> int:
     return task_id.int % settings.load().PUNCTUAL_BUCKETS
 
 
-PASSED = "This time has passed: a task with it runs at once."
-MAX_BACKFILL = 1_000
-"""Runs that one backfill may make."""
-
 _TAKEN = "This name is taken by another task."
-_NEVER = "This schedule has no slot from now on, so it would never fire."
+
+
+def _new(session: Session, now: datetime, fields: Fields) -> Any:
+    """The columns of a task that is registered now, with its first slot. Raises Invalid or Forbidden."""
+    task = draft(session, now, fields)
+    _retime(task, now)
+    return task
 
 
 def draft(session: Session, now: datetime, fields: Fields) -> Any:
-    """The columns of a task as it would be registered now. Raises Invalid, or Forbidden where the actor could not see
-    it."""
+    """The columns of a task as it would be registered now, before anybody asked when it is due. Raises Invalid, or
+    Forbidden where the actor could not see it."""
     task_id = uuid4()
     actor = actors.of(session)
     columns = _columns(fields, now)
@@ -263,6 +225,7 @@ def draft(session: Session, now: datetime, fields: Fields) -> Any:
         **columns,
         state=TaskState.ACTIVE,
         note=None,
+        next_run_at=None,
         last_run_at=None,
         run_count=0,
         created_at=now,
@@ -274,7 +237,6 @@ def draft(session: Session, now: datetime, fields: Fields) -> Any:
     _default_window(task)
     _route(task, fields)
     actors.require_cover(session, task)
-    _retime(task, now)
     return task
 
 
@@ -300,7 +262,7 @@ def _columns(fields: Fields, now: datetime) -> dict[str, Any]:
     nested = {"catchup", "retry", "schedule"}
     columns = {name: value for name, value in fields.items() if name not in nested}
     if "schedule" in fields:
-        columns["schedule"] = schedules.dump(parse(fields["schedule"], now))
+        columns["schedule"] = schedules.dump(planning.parse(fields["schedule"], now))
     columns |= {f"catchup_{name}": value for name, value in fields.get("catchup", {}).items()}
     retry = dict(fields.get("retry", {}))
     if "jitter" in retry:
@@ -308,27 +270,9 @@ def _columns(fields: Fields, now: datetime) -> dict[str, Any]:
     return columns | retry
 
 
-def parse(schedule: Any, now: datetime) -> schedules.Schedule:
-    """The schedule that a client gave. Raises Invalid that names its fields under `schedule`."""
-    try:
-        return schedules.parse(schedule, now=_whole(now))
-    except errors.Invalid as exc:
-        raise errors.Invalid(errors={"schedule": exc.errors}) from exc
-
-
-def slots(table: schedules.Timetable, now: datetime) -> Iterator[datetime]:
-    """The slots of a task that is registered now, one at least. Raises Invalid where it would have none."""
-    one_time = isinstance(table.schedule, schedules.Now | schedules.Once)
-    coming = table.upcoming(EPOCH if one_time else now)  # a one-time slot in the past is due at once
-    first = next(coming, None)
-    if first is None:
-        raise errors.Invalid(errors={"schedule": [_NEVER]})
-    return chain([first], coming)
-
-
 def _retime(task: Task, now: datetime) -> None:
     """Sets when the task is next due, seen from now. Raises Invalid where it is never due again."""
-    slot = next(slots(dispatch.timetable(task, now), now))
+    slot = next(planning.slots(dispatch.timetable(task, now), now))
     if task.max_runs is not None and (task.run_count or 0) >= task.max_runs:
         raise errors.Invalid(errors={"max_runs": [f"It has had {task.run_count} runs already."]})
     task.next_run_at = slot
@@ -359,11 +303,6 @@ def _is_one_time(schedule: Mapping[str, Any]) -> bool:
     return schedule["type"] in {"now", "once"}
 
 
-def _whole(now: datetime) -> datetime:
-    """Now in whole milliseconds: a slot is what answers show of it."""
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
-
-
 def _touch(session: Session, task: Task, now: datetime) -> None:
     task.version += 1
     task.updated_at = now
@@ -384,34 +323,6 @@ def _lock(session: Session, task_id: UUID, version: int | None = None) -> Task:
     if version is not None and version != task.version:
         raise errors.Stale
     return task
-
-
-_CALL: Fields = {"target": None, "args": [], "kwargs": {}}
-"""The fields that say what is called, and what they are where nothing is said."""
-
-
-def _call(fields: Fields, task: Task | None = None) -> Fields:
-    """What is to be called: what is given, and of the rest what the task has."""
-    rest = {name: getattr(task, name) for name in _CALL} if task else _CALL
-    return {name: fields.get(name, rest[name]) for name in _CALL}
-
-
-def _check_targets(session: Session, calls: Sequence[Fields], shape: Any) -> None:
-    """Raises Invalid where a target is one that no worker has ever offered, or arguments do not fit it."""
-    wanted = {call["target"] for call in calls}
-    rows = session.execute(select(Target.name, Target.parameters).where(Target.name.in_(wanted)))
-    known: dict[str, Any] = dict(rows.all())
-    problems = {index: found for index, call in enumerate(calls) if (found := _misfits(known, **call))}
-    if problems:
-        raise errors.Invalid(errors=shape(problems))
-
-
-def _misfits(known: Mapping[str, Any], target: str, args: Sequence[Any], kwargs: Fields) -> Mapping[str, Any]:
-    if settings.load().external_queue(target):
-        return {}  # what another app offers, and what that takes, is known there alone
-    if target not in known:
-        return {"target": [f"No worker offers {target!r}. GET /targets lists what can be called."]}
-    return {} if known[target] is None else signatures.misfits(target, known[target], args, kwargs)
 
 
 def _insert(session: Session, now: datetime, created: Sequence[Any], shape: Any) -> None:

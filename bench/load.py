@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from app import bell, clock, db, schedules, schemas, settings, tasks
+from app import bell, clock, db, planning, schedules, schemas, settings, tasks
 from app.models import Task
 from beat import entries
 from bench import stage
@@ -120,7 +120,7 @@ def warm_up() -> None:
 @functools.lru_cache(maxsize=1)
 def _once(slot: datetime) -> str:
     """The schedule as a task's row holds it, as JSON."""
-    return json.dumps(schedules.dump(tasks.parse({"type": "once", "at": slot.isoformat()}, slot)))
+    return json.dumps(schedules.dump(planning.parse({"type": "once", "at": slot.isoformat()}, slot)))
 
 
 def _scalar(query: str, **values: Any) -> Any:

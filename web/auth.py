@@ -160,7 +160,13 @@ def _is_open() -> bool:
     which there are."""
     endpoint = flask.request.endpoint
     known = endpoint is not None or flask.request.path.startswith(API)
-    return not known or endpoint in ANYBODY
+    return not known or endpoint in ANYBODY or _is_preflight()
+
+
+def _is_preflight() -> bool:
+    """Whether a browser asks if a page of another origin may call: it sends no key, and no view answers."""
+    asks = flask.request.method == "OPTIONS" and "Access-Control-Request-Method" in flask.request.headers
+    return asks and bool(settings.load().PUNCTUAL_CORS_ORIGINS)
 
 
 def actor() -> Actor | None:
@@ -200,7 +206,19 @@ def _key_actor(text: str | None, via: Via) -> Actor | None:
         return _administrator(via)
     found = api_keys.split(text)
     key = _remembered.get(found[0]) if found else None
-    return _holder(key, via) if found and key and api_keys.opens(key, found[1], clock.now()) else None
+    if found is None or key is None or not api_keys.opens(key, found[1], clock.now()):
+        return None
+    _note_use(key)
+    return _holder(key, via)
+
+
+def _note_use(key: ApiKey) -> None:
+    """Notes, to the minute, that a key was used. Each process does so for itself, which does no harm."""
+    now = clock.now()
+    if key.last_used_at is None or now - key.last_used_at > api_keys.USED_EVERY:
+        key.last_used_at = now  # as it is remembered; the next look finds what stands in the table
+        with db.transaction() as session:
+            api_keys.note_use(session, key.id, now)
 
 
 def _session_actor() -> Actor | None:
@@ -215,6 +233,7 @@ def _session_actor() -> Actor | None:
     key = _remembered.get(kept)
     if key is None or not api_keys.is_valid(key, clock.now()) or not hmac.compare_digest(mark, fingerprint(key)):
         return None
+    _note_use(key)
     return _holder(key, Via.PAGE)
 
 
@@ -269,7 +288,7 @@ class Remembered:
         if key is not None and time.monotonic() < until:
             return key
         with db.transaction() as session:
-            found = api_keys.find(session, key_id)
+            found = session.get(ApiKey, key_id)
             if found is not None:
                 session.expunge(found)
         if found is None:  # not remembered: it may be made in the next moment

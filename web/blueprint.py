@@ -46,8 +46,15 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
 
     def takes(self, schema: Schema, location: str = "json", *, required: bool = True) -> Decorator:
         """The view's next argument is what `schema` loads from the body, the query or the headers."""
-        decorator: Decorator = self.arguments(schema, location=location, required=required)
-        return decorator
+        decorator = self.arguments(schema, location=location, required=required)
+
+        def decorate(view: View) -> View:
+            taking: View = decorator(view)
+            if location == "json":  # who reads the body before this view does must know how long it may be
+                taking.__dict__["max_body"] = getattr(schema, "max_body", 0)
+            return taking
+
+        return decorate
 
     def gives(self, status: int, schema: Schema | None = None, *, headers: tuple[str, ...] = ()) -> Decorator:
         """What the view returns is answered with this status, dumped by `schema`."""

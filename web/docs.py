@@ -20,7 +20,7 @@ CONFIG = {
     "OPENAPI_JSON_PATH": "v1/openapi.json",
     "OPENAPI_SWAGGER_UI_PATH": "docs",
     "OPENAPI_SWAGGER_UI_URL": "/api/docs/assets/",
-    "OPENAPI_SWAGGER_UI_CONFIG": {"validatorUrl": None, "deepLinking": True, "persistAuthorization": True},
+    "OPENAPI_SWAGGER_UI_CONFIG": {"validatorUrl": None, "deepLinking": True},
     "API_SPEC_OPTIONS": {
         "info": {"description": "A distributed task scheduler. Times are RFC 3339 with an offset; answers are UTC."},
         "security": [{"key": []}],

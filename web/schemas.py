@@ -2,22 +2,15 @@
 # ruff: noqa: ARG002, RUF012 - marshmallow's own signatures and names
 
 import re
-from datetime import datetime
 from typing import Any
 
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from app import audit, clock, errors, settings, stats
-from app.api_keys import Made
+from app import errors, settings
 from app.bulk import MAX_BULK
 from app.fields import Choice, Instant, JsonObject, Text, Whole
-from app.models import AuditEntry
 from app.schemas import (
-    QUEUE,
-    QUEUE_SAYS,
-    VISIBLE,
-    VISIBLE_SAYS,
     PauseSchema,
     ResumeSchema,
     RunSchema,
@@ -25,13 +18,10 @@ from app.schemas import (
     TargetSchema,
     TaskSchema,
 )
-from app.states import Action, Role, RunState, Subject, TaskState, Via
+from app.states import RunState, TaskState
 
 Fields = dict[str, Any]
 
-DEFAULT_TASKS = 100_000
-MAX_TASKS = 2**31 - 1
-"""How many tasks may be of a key's making."""
 
 MAX_BULK_BODY = 8 * 1024 * 1024
 MAX_LIMIT = 200
@@ -250,7 +240,7 @@ class ManySchema(TaskFilterSchema):
 
     @ma.validates_schema(skip_on_field_errors=True)
     def _check_filters(self, data: Fields, **_: Any) -> None:
-        if not data.keys() & {"q", "state", "target", "label"}:
+        if not any(data.get(name) for name in ("q", "state", "target", "label")):
             raise ma.ValidationError("Name one of q, state, target and label.", "q")
 
 
@@ -327,242 +317,6 @@ class TargetPageSchema(PageSchema):
     """Targets, by name."""
 
     items = fields.List(fields.Nested(TargetSchema))
-
-
-class NodeSchema(Schema):
-    """A process of the cluster."""
-
-    name = fields.String(metadata={"description": "By which it answers Celery's remote control."})
-    present = fields.Boolean(metadata={"description": "Whether it was seen in the last 5 s."})
-    started_at = Instant()
-    seen_at = Instant()
-
-
-class BeatSchema(NodeSchema):
-    """A beat."""
-
-    role = fields.String(metadata={"description": "`leader` where it holds a bucket, else `standby`."})
-    buckets = fields.List(fields.Integer())
-    last_tick_age = fields.Float(metadata={"description": "Seconds since its last tick."})
-
-
-class WorkerSchema(NodeSchema):
-    """A worker."""
-
-    queues = fields.List(fields.String())
-    processes = fields.Integer()
-    running = fields.Integer(metadata={"description": "Runs and Celery calls in hand."})
-    versions = fields.Dict(keys=fields.String(), values=fields.String())
-
-
-class QueueSchema(Schema):
-    """A queue."""
-
-    name = fields.String()
-    depth = fields.Integer(
-        allow_none=True,
-        metadata={"description": "Messages that no worker has fetched; null where the broker or the queue is away."},
-    )
-    waiting = fields.Integer(metadata={"description": "Runs that were fired and that no worker has claimed."})
-    oldest_age = fields.Float(allow_none=True, metadata={"description": "Seconds for which the first has waited."})
-    processes = fields.Integer(metadata={"description": "Of the workers that consume it now."})
-
-
-class TaskAsideSchema(Schema):
-    """A task that Punctual has paused."""
-
-    id = fields.UUID()
-    name = fields.String()
-    reason = fields.String()
-    at = Instant()
-
-
-class QueueAsideSchema(Schema):
-    """A queue that cannot be declared: its runs stay pending."""
-
-    name = fields.String()
-    reason = fields.String()
-    beat = fields.String()
-
-
-class EntryAsideSchema(Schema):
-    """What lay among the entries in Redis and is none."""
-
-    bucket = fields.Integer()
-    member = fields.String()
-    at = fields.String()
-    beat = fields.String()
-
-
-class AsideSchema(Schema):
-    """What was set aside so that its neighbours go on."""
-
-    tasks = fields.List(fields.Nested(TaskAsideSchema))
-    queues = fields.List(fields.Nested(QueueAsideSchema))
-    entries = fields.List(fields.Nested(EntryAsideSchema))
-
-
-class ClusterSchema(Schema):
-    """Who is there, what waits, and what was set aside."""
-
-    beats = fields.List(fields.Nested(BeatSchema))
-    workers = fields.List(fields.Nested(WorkerSchema))
-    queues = fields.List(fields.Nested(QueueSchema))
-    set_aside = fields.Nested(AsideSchema)
-
-
-class NewKeySchema(Schema):
-    """A key to be made."""
-
-    name = Text(1, 200, required=True, pattern=VISIBLE, error_messages={"pattern": VISIBLE_SAYS})
-    role = Choice(Role, required=True)
-    queues = fields.List(
-        Text(pattern=QUEUE, error_messages={"pattern": QUEUE_SAYS}),
-        allow_none=True,
-        load_default=None,
-        validate=validate.Length(min=1, max=32),
-        error_messages={"invalid": "Must be an array."},
-        metadata={"description": "It sees only tasks of these queues; null: of all."},
-    )
-    labels = TaskSchema._declared_fields["labels"]  # noqa: SLF001 - marshmallow's own table of fields
-    max_tasks = Whole(
-        1,
-        MAX_TASKS,
-        allow_none=True,
-        load_default=DEFAULT_TASKS,
-        metadata={"description": "How many tasks may be of its making; null: as many as it likes."},
-    )
-    expires_at = Instant(allow_none=True, load_default=None)
-
-    @ma.validates("expires_at")
-    def _check_end(self, value: datetime | None, **_: Any) -> None:
-        if value is not None and value <= clock.now():
-            raise ma.ValidationError("Must be in the future.")
-
-
-class KeySchema(NewKeySchema):
-    """A key, without what opens."""
-
-    id = fields.String(dump_only=True)
-    tasks = fields.Integer(dump_only=True, metadata={"description": "How many tasks are of its making."})
-    created_at = Instant(dump_only=True)
-    created_by = fields.String(dump_only=True)
-    revoked_at = Instant(dump_only=True, allow_none=True)
-    last_used_at = Instant(dump_only=True, allow_none=True, metadata={"description": "Within a minute."})
-
-
-class MadeKeySchema(KeySchema):
-    """A new key."""
-
-    key = fields.String(dump_only=True, metadata={"description": "What its holder sends. It is shown this once."})
-
-    @ma.pre_dump
-    def _add(self, made: Made, **_: Any) -> Fields:
-        return {name: getattr(made.key, name) for name in self.fields if name != "key"} | {"key": made.text}
-
-
-class KeyPageSchema(PageSchema):
-    """Keys, newest first; those that were revoked too."""
-
-    items = fields.List(fields.Nested(KeySchema))
-
-
-class AuditQuerySchema(PageQuerySchema):
-    """Which changes."""
-
-    actor = Text(0, 200, metadata={"description": "A key's id, `admin` or `celery`."})
-    action = Choice(Action)
-    subject = Choice(Subject)
-    subject_id = Text(0, 64, metadata={"description": "The id of a task, a run or a key."})
-    since = Instant()
-    until = Instant()
-
-
-class AuditEntrySchema(Schema):
-    """A change that somebody made."""
-
-    id = fields.Integer()
-    at = fields.String(metadata={"format": "date-time"})
-    actor = fields.String(metadata={"description": "A key's id, `admin` or `celery`."})
-    actor_name = fields.String()
-    via = Choice(Via)
-    address = fields.String(allow_none=True)
-    action = Choice(Action)
-    subject = Choice(Subject)
-    subject_id = fields.String()
-    subject_name = fields.String()
-    before = fields.Dict(allow_none=True, metadata={"description": "What differed before, field by field."})
-    after = fields.Dict(allow_none=True)
-    position = fields.Integer(
-        allow_none=True, metadata={"description": "Its place in the chain, from 1; null for about a second."}
-    )
-    previous = fields.String(allow_none=True, metadata={"description": "The hash of the entry before it."})
-    hash = fields.String(
-        allow_none=True,
-        metadata={"description": "SHA-256 of this entry without `hash`, as JSON with sorted keys and no spaces."},
-    )
-
-    @ma.pre_dump
-    def _as_hashed(self, entry: AuditEntry, **_: Any) -> Fields:
-        return audit.shown(entry)
-
-
-class AuditPageSchema(PageSchema):
-    """Changes, newest first."""
-
-    items = fields.List(fields.Nested(AuditEntrySchema))
-
-
-class StatsQuerySchema(Schema):
-    """Of which slots, and of which task."""
-
-    since = Instant(metadata={"description": "The earliest slot, an hour ago where it is not given."})
-    task_id = fields.UUID(error_messages={"invalid_uuid": "Must be a task's id, a UUID."})
-
-
-class LatenessSchema(Schema):
-    """How late runs started, in milliseconds."""
-
-    p50_ms = fields.Float(allow_none=True)
-    p99_ms = fields.Float(allow_none=True)
-    max_ms = fields.Float(allow_none=True)
-
-
-class StageSchema(Schema):
-    """A stage on the way from the slot to the start, over the runs that were late."""
-
-    runs = fields.Integer(metadata={"description": "How many of them it made late: it took longest."})
-    p50_ms = fields.Float(allow_none=True)
-    max_ms = fields.Float(allow_none=True)
-
-
-class LateSchema(Schema):
-    """The runs that started more than 10 s late, 10,000 of them at most, the latest slots first."""
-
-    runs = fields.Integer()
-    stages = fields.Dict(
-        keys=fields.String(validate=validate.OneOf(stats.STAGES)),
-        values=fields.Nested(StageSchema),
-        metadata={
-            "description": "`fired`: until a beat recorded it; `published`: until it was sent; "
-            "`started`: until a worker claimed it."
-        },
-    )
-
-
-class StatsSchema(Schema):
-    """How the runs of a time went. Slots count, and those of a backfill in no lateness."""
-
-    since = Instant()
-    until = Instant()
-    runs = fields.Dict(
-        keys=Choice(stats.STATES), values=fields.Integer(), metadata={"description": "By state; `waiting`: not ended."}
-    )
-    in_time = fields.Float(
-        allow_none=True, metadata={"description": "The share that started within 10 s; null where none was to start."}
-    )
-    lateness = fields.Nested(LatenessSchema)
-    late = fields.Nested(LateSchema)
 
 
 class HealthSchema(Schema):

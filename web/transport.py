@@ -1,6 +1,7 @@
 """What lies between a client and a view: proxies in front, browsers with their rules, TLS."""
 
 import re
+from http import HTTPStatus
 from uuid import uuid4
 
 import flask
@@ -8,7 +9,7 @@ import structlog
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import settings
+from app import errors, settings
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._\-]{1,64}")
@@ -26,6 +27,13 @@ HEADERS = {
 
 NOTHING = "default-src 'none'; frame-ancestors 'none'"
 """The policy of what is no page: it may load nothing, and nobody may frame it."""
+
+BROWSED = (
+    "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "  # Swagger UI's page has a script within
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The policy of the page that shows the API's document."""
 
 READABLE = ("ETag", "Location", "Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 
@@ -66,10 +74,14 @@ def forget_request(_exc: BaseException | None) -> None:
 def harden(response: flask.Response) -> flask.Response:
     """Keeps browsers from guessing, framing and telling on; and on TLS, once they came by TLS."""
     response.headers[REQUEST_ID] = flask.g.request_id
+    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:  # the limiter says when its count is over, on any answer
+        response.headers["Retry-After"] = str(errors.Unavailable.retry_after)
+    elif response.status_code != HTTPStatus.TOO_MANY_REQUESTS:
+        response.headers.pop("Retry-After", None)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    if response.mimetype != "text/html":
-        response.headers.setdefault("Content-Security-Policy", NOTHING)
+    policy = BROWSED if flask.request.endpoint == "api-docs.openapi_swagger_ui" else NOTHING
+    response.headers.setdefault("Content-Security-Policy", policy)
     if flask.request.path.startswith("/api/v1/"):
         response.headers.setdefault("Cache-Control", "no-store")
     if flask.request.is_secure:

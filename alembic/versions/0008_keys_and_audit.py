@@ -57,6 +57,7 @@ def upgrade() -> None:
     op.create_index('ix_audit_unsealed', 'audit', ['id'], postgresql_where=sa.text('position IS NULL'))
     op.create_index('ix_audit_subject', 'audit', ['subject_id', 'id'])
     op.create_index('ix_audit_actor', 'audit', ['actor', 'id'])
+    op.create_index('ix_audit_at', 'audit', ['at'])
     op.add_column('tasks', sa.Column('created_by', sa.Text(), nullable=True))
 
 

@@ -1,13 +1,13 @@
 """Many tasks at once: by filters, from a file and into one; and how it all went."""
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 
 from app import bulk, db, queries, runs, summaries
-from app.models import Run
+from app.models import Run, Task
 from app.states import RunState, Trigger
 
 TASKS = "/api/v1/tasks"
@@ -47,7 +47,8 @@ def test_tasks_are_paused_resumed_and_deleted_by_filter(client, four):
 
 @pytest.mark.parametrize("action", ["pause", "resume", "delete"])
 def test_without_a_filter_nothing_is_done(client, four, action):
-    assert client.post(f"{TASKS}/bulk/{action}", json={}).status_code == 422
+    for empty in ({}, {"q": ""}, {"target": "", "q": ""}):
+        assert client.post(f"{TASKS}/bulk/{action}", json=empty).status_code == 422
     assert client.post(f"{TASKS}/bulk/{action}").status_code == 400
     assert set(states(client).values()) == {"active"}
 
@@ -206,7 +207,9 @@ def test_statistics_say_how_it_went_and_which_stage_made_runs_late(client, regis
 
 
 def test_statistics_of_nothing_are_empty_and_of_a_longer_time_too(client, task):
-    for since in ("2026-11-28T00:00:00Z", "2020-01-01T00:00:00Z"):
+    assert client.get("/api/v1/stats?since=2020-01-01T00:00:00Z").json["errors"]["since"]
+    for days in (0, 1, 89):
+        since = (datetime.now(UTC) - timedelta(days=days)).isoformat()
         found = client.get("/api/v1/stats", query_string={"since": since}).json
         assert set(found["runs"].values()) == {0}
         assert found["in_time"] is None
@@ -222,3 +225,29 @@ def test_statistics_read_no_run_where_none_was_late(client, task, statements):
     with statements() as seen:
         assert client.get("/api/v1/stats").json["late"]["runs"] == 0
     assert not [statement for statement in seen if "FROM runs" in statement]
+
+
+def test_tasks_that_have_no_slot_left_are_no_hindrance_to_an_import(client, register):
+    register(name="going")
+    register(name="over", schedule={"type": "once", "at": "2026-01-01T00:00:00Z"})
+    with db.transaction() as session:
+        session.query(Task).filter_by(name="over").update({"state": "completed", "next_run_at": None})
+    assert [line["name"] for line in exported(client)] == ["going"]
+    whole = exported(client) + exported(client, state="completed")
+    assert [line["name"] for line in whole] == ["going", "over"]
+    assert bring(client, whole).json == {"added": [], "changed": [], "left": ["going", "over"]}
+
+
+def test_a_resume_that_has_much_to_pass_over_does_what_there_is_time_for(client, four, monkeypatch):
+    many(client, "pause", target="debug.echo")
+    monkeypatch.setattr(bulk, "STEP", 1)
+    monkeypatch.setattr(bulk, "WORK", 0.0)
+    assert many(client, "resume", target="debug.echo") == {"tasks": 0, "more": True}
+    monkeypatch.setattr(bulk, "WORK", 60.0)
+    assert many(client, "resume", target="debug.echo") == {"tasks": 4, "more": False}
+
+
+def test_a_change_from_one_to_true_is_seen_by_an_import(client):
+    bring(client, [BODY | {"name": "x", "kwargs": {"n": 1}}])
+    assert bring(client, [BODY | {"name": "x", "kwargs": {"n": True}}]).json["changed"]
+    assert exported(client)[0]["kwargs"]["n"] is True

@@ -6,10 +6,12 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from uuid import uuid4
 
 import pytest
 import redis
 import structlog
+from sqlalchemy import text
 
 from app import db, settings
 from app.models import Answer
@@ -371,3 +373,69 @@ def test_each_request_has_an_id_in_its_answer_and_in_what_is_logged(client, monk
     assert (answer.headers["X-Request-Id"] == given) is kept
     assert structlog.contextvars.get_contextvars() == {}
     assert client.get("/api/v1/nothing").headers["X-Request-Id"] != answer.headers["X-Request-Id"]
+
+
+def test_a_change_from_one_to_true_is_a_change(client, task):
+    address = f"{TASKS}/{task['id']}"
+    for value in (1, True, 1.0, 0, False):
+        client.patch(address, json={"kwargs": {"x": value}, "args": [value]})
+        stored = client.get(address).json
+        assert json.dumps([stored["kwargs"]["x"], stored["args"][0]]) == json.dumps([value, value])
+    log = client.get(f"/api/v1/audit?subject_id={task['id']}&action=change").json["items"]
+    assert [json.dumps(entry["after"]["kwargs"]["x"]) for entry in log] == ["false", "0", "1.0", "true", "1"]
+
+
+def test_a_long_body_may_be_repeated_where_it_may_be_sent_once(client):
+    items = [BODY | {"name": f"long-{n}", "description": "x" * 1000} for n in range(100)]
+    for address in ("bulk", "import"):
+        body = {"items": [item | {"name": f"{address}-{item['name']}"} for item in items]}
+        first = repeat(client, address, body, f"{TASKS}/{address}")
+        assert first.status_code < 300, first.json
+        assert repeat(client, address, body, f"{TASKS}/{address}").data == first.data
+
+
+def test_a_browser_may_ask_without_a_key_whether_a_page_may_call(app_with):
+    stranger = app_with(PUNCTUAL_CORS_ORIGINS="https://ops.example.com").test_client()
+    asking = {"Origin": "https://ops.example.com", "Access-Control-Request-Method": "PATCH"}
+    answer = stranger.options(f"{TASKS}/{uuid4()}", headers=asking | {"Access-Control-Request-Headers": "if-match"})
+    assert answer.status_code == 200
+    assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
+    assert stranger.options(TASKS).status_code == 401
+    assert stranger.get(TASKS, headers=asking).status_code == 401
+
+
+def test_retry_after_says_when_the_store_may_be_back_and_not_when_the_count_is_over(
+    app_with, redis_client, no_database
+):
+    answer = signed_in(app_with(PUNCTUAL_RATE_PER_KEY="50")).get(TASKS)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert "RateLimit-Remaining" in answer.headers
+
+
+def test_an_answer_that_refuses_nothing_says_nothing_of_trying_again(app_with, redis_client):
+    app = app_with(PUNCTUAL_RATE_PER_KEY="50")
+    assert "Retry-After" not in signed_in(app).get(TASKS).headers
+    assert "Retry-After" not in app.test_client().get(TASKS).headers
+
+
+def test_what_takes_too_long_is_said_to_and_not_that_a_store_is_away(client, monkeypatch):
+    def sleep(session, **_):
+        session.execute(text("SET LOCAL statement_timeout = 50"))
+        session.execute(text("SELECT pg_sleep(1)"))
+
+    monkeypatch.setattr("app.queries.tasks", sleep)
+    answer = client.get(TASKS)
+    assert answer.status_code == 503
+    assert "took too long" in answer.json["message"]
+
+
+def test_probes_by_the_hundred_are_one_look_a_second(app, monkeypatch):
+    from web.api import health  # noqa: PLC0415
+
+    looks = []
+    monkeypatch.setattr(health, "answers", lambda ping: looks.append(ping) or True)
+    monkeypatch.setattr(health._Looked, "until", 0.0)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: app.test_client().get("/readyz").status_code, range(100)))
+    assert found == {200}
+    assert len(looks) <= 2 * len(health.STORES)

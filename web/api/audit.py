@@ -3,7 +3,7 @@
 from typing import Any
 
 from app import models, queries
-from web import auth, schemas
+from web import access, auth
 from web.blueprint import Blueprint
 
 Fields = dict[str, Any]
@@ -12,8 +12,8 @@ blp = Blueprint("audit", "Who changed what.")
 
 
 @blp.serves("GET", "/audit")
-@blp.takes(schemas.AuditQuerySchema, "query")
-@blp.gives(200, schemas.AuditPageSchema)
+@blp.takes(access.AuditQuerySchema, "query")
+@blp.gives(200, access.AuditPageSchema)
 def index(wanted: Fields) -> queries.Page[models.AuditEntry]:
     """Lists changes that people and apps made, newest first."""
     with auth.transaction() as session:

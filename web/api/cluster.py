@@ -4,14 +4,14 @@ from datetime import datetime
 from typing import Any
 
 from app import broker, db, models, nodes, queries
-from web import auth, schemas
+from web import auth, reports
 from web.blueprint import Blueprint
 
 blp = Blueprint("cluster", "Who is there, and what waits.")
 
 
 @blp.serves("GET", "/cluster")
-@blp.gives(200, schemas.ClusterSchema)
+@blp.gives(200, reports.ClusterSchema)
 def show() -> dict[str, Any]:
     """Shows beats with their buckets, workers with their load, queues, and what was set aside."""
     with auth.transaction() as session:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from app import api_keys, db, models, queries
-from web import auth, schemas
+from web import access, auth, schemas
 from web.blueprint import Blueprint
 
 Fields = dict[str, Any]
@@ -12,8 +12,8 @@ blp = Blueprint("keys", "Who may do what.")
 
 
 @blp.serves("POST", "/keys", keeps_answer=False)
-@blp.takes(schemas.NewKeySchema)
-@blp.gives(201, schemas.MadeKeySchema)
+@blp.takes(access.NewKeySchema)
+@blp.gives(201, access.MadeKeySchema)
 def create(fields: Fields) -> api_keys.Made:
     """Makes a key and shows it, this once."""
     with auth.transaction() as session:
@@ -22,7 +22,7 @@ def create(fields: Fields) -> api_keys.Made:
 
 @blp.serves("GET", "/keys")
 @blp.takes(schemas.PageQuerySchema, "query")
-@blp.gives(200, schemas.KeyPageSchema)
+@blp.gives(200, access.KeyPageSchema)
 def index(wanted: Fields) -> queries.Page[models.ApiKey]:
     """Lists keys, newest first, without what opens."""
     with auth.transaction() as session:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app import clock, tasks
+from app import clock, planning
 from web import schemas
 from web.blueprint import Blueprint
 
@@ -14,6 +14,6 @@ blp = Blueprint("schedules", "When a schedule is due.")
 @blp.serves("POST", "/schedules/preview")
 @blp.takes(schemas.PreviewSchema)
 @blp.gives(200, schemas.ForecastSchema)
-def preview(fields: Fields) -> tasks.Preview:
+def preview(fields: Fields) -> planning.Preview:
     """Tells what a schedule means and when it is next due."""
-    return tasks.preview(clock.now(), fields["schedule"], fields["count"])
+    return planning.preview(clock.now(), fields["schedule"], fields["count"])

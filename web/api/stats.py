@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from app import db, queries, stats
-from web import auth, schemas
+from web import auth, reports
 from web.blueprint import Blueprint
 
 Fields = dict[str, Any]
@@ -15,8 +15,8 @@ HOUR = timedelta(hours=1)
 
 
 @blp.serves("GET", "/stats")
-@blp.takes(schemas.StatsQuerySchema, "query")
-@blp.gives(200, schemas.StatsSchema)
+@blp.takes(reports.StatsQuerySchema, "query")
+@blp.gives(200, reports.StatsSchema)
 @blp.refuses(404)
 def show(wanted: Fields) -> dict[str, Any]:
     """Counts runs by state, how late they started, and which stage made them late."""

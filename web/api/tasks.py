@@ -8,8 +8,9 @@ from uuid import UUID
 
 import flask
 
-from app import bulk, db, models, queries, schemas, tasks
+from app import bulk, db, models, planning, queries, schemas, tasks
 from app.actors import Actor
+from app.states import TaskState
 from web import auth
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
@@ -58,7 +59,9 @@ def import_many(wanted: Fields, fields: Fields) -> bulk.Imported:
 def export(wanted: Fields) -> flask.Response:
     """Gives tasks as JSON lines, each as it may be registered again."""
     read = partial(_page, auth.actor(), wanted)
-    return flask.Response(_lines(read(after=None), read), content_type="application/x-ndjson")
+    # one that has no slot left could not be registered again
+    lines = _lines(read(after=None), read, completed_too="state" in wanted)
+    return flask.Response(lines, content_type="application/x-ndjson")
 
 
 def _page(by: Actor | None, wanted: Fields, *, after: str | None) -> queries.Page[models.Task]:
@@ -66,10 +69,13 @@ def _page(by: Actor | None, wanted: Fields, *, after: str | None) -> queries.Pag
         return queries.tasks(session, **wanted, order="name", limit=bulk.MAX_BULK, after=after)
 
 
-def _lines(page: queries.Page[models.Task], read: Callable[..., queries.Page[models.Task]]) -> Iterator[str]:
+def _lines(
+    page: queries.Page[models.Task], read: Callable[..., queries.Page[models.Task]], *, completed_too: bool
+) -> Iterator[str]:
     """Page by page, each in a transaction of its own: whoever reads them may be slow."""
     while True:
-        yield "".join(f"{json.dumps(bulk.definition(task), ensure_ascii=False)}\n" for task in page.items)
+        shown = [task for task in page.items if completed_too or task.state != TaskState.COMPLETED]
+        yield "".join(f"{json.dumps(bulk.definition(task), ensure_ascii=False)}\n" for task in shown)
         if page.next is None:
             return
         page = read(after=page.next)
@@ -188,7 +194,7 @@ def backfill(fields: Fields, task_id: UUID) -> Fields:
     """Runs a task for its past slots that have no run."""
     with auth.transaction() as session:
         now = db.now(session)
-        missing = tasks.missing_slots(session, now, task_id, **fields)
+        missing = planning.missing(session, now, queries.task(session, task_id), **fields)
         return {"runs": tasks.backfill(session, now, task_id, missing)}
 
 
@@ -199,7 +205,7 @@ def backfill(fields: Fields, task_id: UUID) -> Fields:
 def upcoming(wanted: Fields, task_id: UUID) -> Fields:
     """Lists the next slots of a task."""
     with auth.transaction() as session:
-        return {"slots": tasks.upcoming(session, db.now(session), task_id, wanted["count"])}
+        return {"slots": planning.coming(queries.task(session, task_id), db.now(session), wanted["count"])}
 
 
 @blp.serves("GET", "/tasks/<uuid:task_id>/runs")

@@ -7,8 +7,7 @@ import flask
 
 from app import api_keys, db, errors, queries, schemas
 from app.states import Action, Role, Subject
-from web import auth
-from web import schemas as web_schemas
+from web import access, auth
 from web.ui import pages, reading
 from web.ui.pages import blp, lead, lines, page
 
@@ -26,7 +25,7 @@ def create_key() -> flask.Response:
     """Makes a key and shows it, this once; or the form again with what is wrong."""
     form = flask.request.form
     try:
-        fields = schemas.load(web_schemas.NewKeySchema(), _given(form))
+        fields = schemas.load(access.NewKeySchema(), _given(form))
     except errors.Invalid as exc:
         return _keys(status=422, problems=lines(exc.errors), typed=form)
     with auth.transaction() as session:
@@ -71,7 +70,7 @@ def _keys(status: int = 200, **shown: Any) -> flask.Response:
 def audit() -> flask.Response:
     """Lists what people and apps changed, with the difference."""
     asked = pages.asked()
-    wanted, problems = reading.filters(web_schemas.AuditQuerySchema(), asked)
+    wanted, problems = reading.filters(access.AuditQuerySchema(), asked)
     with auth.transaction() as session:
         found = queries.audit(session, **wanted | {"limit": LIMIT})
     return page("audit", entries=found, asked=asked, problems=problems, actions=list(Action), subjects=list(Subject))

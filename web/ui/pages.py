@@ -82,7 +82,7 @@ def harden(response: flask.Response) -> flask.Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["Referrer-Policy"] = "same-origin"
     if flask.request.endpoint != "ui.static":
-        response.headers["Cache-Control"] = "no-cache, private"
+        response.headers.setdefault("Cache-Control", "no-cache, private")
         response.vary.add(PART)
         response.vary.add("Cookie")
     return response

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import marshmallow as ma
 
-from app import errors
+from app import errors, fields
 from app.schedules import zones
 from web.ui.pages import lines
 
@@ -44,7 +44,11 @@ def typed(given: Any, annotation: str | None) -> str:
     plain = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     if annotation == "bool" and not isinstance(given, bool):
         return ""  # its field offers only the two
-    means = [text for text in (plain, json.dumps(given, ensure_ascii=False)) if is_same(value(text, annotation), given)]
+    means = [
+        text
+        for text in (plain, json.dumps(given, ensure_ascii=False))
+        if fields.is_same(value(text, annotation), given)
+    ]
     fits = means and means[0].strip() and len(means[0].splitlines()) == 1  # browsers drop line breaks
     return means[0] if fits else ""
 
@@ -52,11 +56,6 @@ def typed(given: Any, annotation: str | None) -> str:
 def _is_text(annotation: str | None) -> bool:
     kinds = {part.strip() for part in (annotation or "").split("|")} - {"None"}
     return bool(kinds) and kinds <= {"str", "Optional[str]"}
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Python takes 1, 1.0 and true for equal."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def instant(text: str, zone: str, field: str) -> str | None:

@@ -10,7 +10,8 @@ from uuid import UUID
 import flask
 from sqlalchemy.orm import Session
 
-from app import db, errors, queries, schemas, signatures, tasks
+from app import db, errors, planning, queries, schemas, signatures, tasks
+from app.fields import is_same
 from app.models import Target, Task
 from app.schedules import zones
 from app.signatures import Parameter
@@ -132,7 +133,7 @@ def _changes(
         shown = forms.filled(task, parameters).given()
     except errors.Invalid:  # its schedule cannot be read any more: whatever is sent mends it
         return fields
-    return {name: value for name, value in fields.items() if not reading.is_same(given[name], shown[name])}
+    return {name: value for name, value in fields.items() if not is_same(given[name], shown[name])}
 
 
 def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Response:
@@ -160,7 +161,7 @@ def _outlook(form: forms.TaskForm, now: datetime) -> Outlook:
     try:
         texts = {name: reading.instant(form.text(name), zone, name) for name in ("starts_at", "ends_at")}
         bounds = {name: datetime.fromisoformat(text) if text else None for name, text in texts.items()}
-        plan = tasks.preview(now, form.schedule(), COMPARED, **bounds)
+        plan = planning.preview(now, form.schedule(), COMPARED, **bounds)
     except errors.Invalid as exc:
         said = [sentence for _, sentence in flat(exc.errors)]
         return Outlook(words="", slots=[], warnings=[], added=[], removed=[], problems=said)
@@ -176,7 +177,7 @@ def _difference(task: Task | None, new: list[datetime], now: datetime) -> tuple[
     if task is None or task.next_run_at is None:
         return [], []
     try:
-        old = tasks.preview(now, task.schedule, COMPARED, starts_at=task.starts_at, ends_at=task.ends_at).slots
+        old = planning.preview(now, task.schedule, COMPARED, starts_at=task.starts_at, ends_at=task.ends_at).slots
     except errors.Invalid:  # it has no slot left, or cannot be read any more
         return new[:SLOTS], []
     end = min(max(old), max(new)) if len(old) == len(new) == COMPARED else max(old + new)

@@ -8,7 +8,7 @@ from uuid import UUID
 import flask
 from sqlalchemy.orm import Session
 
-from app import db, errors, queries, schemas, tasks
+from app import db, errors, planning, queries, schemas, tasks
 from app.fields import Choice
 from app.states import Role, TaskState
 from web import auth
@@ -70,7 +70,7 @@ def show_task(task_id: UUID) -> flask.Response:
         task = queries.find_task(session, task_id)
         detail = queries.task_detail(session, task_id) if task.state != TaskState.DELETED else None
         history = queries.runs(session, task_id=task_id, limit=HISTORY, after=None)
-        coming = tasks.coming(task, now, UPCOMING) if task.state == TaskState.ACTIVE else []
+        coming = planning.coming(task, now, UPCOMING) if task.state == TaskState.ACTIVE else []
         changes = queries.audit(session, subject_id=str(task_id), limit=CHANGES, after=None).items if may_audit else []
     zone = task.schedule.get("timezone") or "UTC"
     runs = list(reversed(history.items))
@@ -134,9 +134,9 @@ def backfill_task(task_id: UUID) -> flask.Response:
     given = {name: reading.instant(form.get(name, ""), zone, name) for name in ("since", "until")}
     fields = schemas.load(schemas.BackfillSchema(), given)
     with auth.transaction() as session:
-        slots = tasks.missing_slots(session, db.now(session), task_id, **fields)
+        task = queries.task(session, task_id)
+        slots = planning.missing(session, db.now(session), task, **fields)
         if form.get("confirmed") != str(len(slots)):
-            task = queries.find_task(session, task_id)
             return page("backfill", task=task, slots=slots, since=form["since"], until=form["until"], zone=zone)
         tasks.backfill(session, db.now(session), task_id, slots)
     return done(f"{showing.count(len(slots), 'run')} will start within seconds.", _address(task_id))

@@ -9,7 +9,7 @@ from uuid import UUID
 import flask
 from itsdangerous import BadSignature, URLSafeSerializer
 
-from app import db, errors, forecast, queries, tasks
+from app import db, errors, forecast, planning, queries
 from app.fields import Instant, instant
 from app.models import Task
 from app.states import TaskState
@@ -89,7 +89,7 @@ def _events(chosen: Sequence[Task], now: datetime) -> Iterator[tuple[datetime, T
     for task in chosen:
         if task.state == TaskState.ACTIVE:
             with suppress(errors.Invalid):  # one that cannot be computed is none of the others'
-                yield from ((slot, task) for slot in tasks.coming(task, now, EVENTS))
+                yield from ((slot, task) for slot in planning.coming(task, now, EVENTS))
 
 
 def calendar_address(**given: str) -> str:
