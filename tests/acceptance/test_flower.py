@@ -6,10 +6,13 @@ import time
 import httpx
 import pytest
 from stack import at
-from stores import poll
+from stores import GIVEN, poll
 
 from deploy.processes import free_port
 
+pytestmark = pytest.mark.parametrize(
+    "stack", ["rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis"], indirect=True
+)
 LOGIN = ("watcher", "a password for tests")
 SECRET = "s3cr3t-that-nobody-may-read"
 
