@@ -51,12 +51,22 @@ def test_flower_shows_workers_and_runs_by_their_names_without_secrets_and_change
     for action in (f"worker/shutdown/{worker}", f"worker/pool/grow/{worker}", "task/async-apply/debug.echo"):
         answer = flower.post(f"/api/{action}", json={"args": []})
         assert answer.status_code == httpx.codes.FORBIDDEN, answer.text
+    calling = {
+        "url": f"http://u:{SECRET}@127.0.0.1:1/?token={SECRET}",
+        "headers": {"Authorization": f"Bearer {SECRET}"},
+    }
+    [failed] = stack.ended(task_of(target="http.request", kwargs=calling, schedule={"type": "now"}))
+    assert failed["state"] == "failed"
     sleeping = task_of(target="debug.sleep", kwargs={"seconds": 3}, schedule={"type": "now"}, labels={"token": SECRET})
     poll(lambda: [run for run in stack.runs(sleeping) if run["state"] == "running"])
     active = stack.control("active")
     assert [each["name"] for each in active] == ["debug.sleep"]
     assert re.fullmatch(r"\{'seconds': 3(\.0)?\}", active[0]["kwargs"])
     assert stack.ended(sleeping)
+    for name, number in stack.nodes:
+        written = stack.tail(name, number, lines=100_000)
+        assert written or name == "flower"
+        assert SECRET not in written, name
 
 
 def watched(stack, flower, task_of, secrets):
