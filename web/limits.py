@@ -3,6 +3,7 @@
 While Redis is away each process counts for itself, and says so once: a limit is no reason to refuse everybody.
 """
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -51,13 +52,20 @@ def register(app: flask.Flask) -> None:
         # its client is ours, wherever REDIS_URL leads
         storage_options={"connection_pool": _connections()},
         in_memory_fallback_enabled=True,
+        swallow_errors=True,  # of two requests that find Redis away at once, only the first falls back
         key_prefix="punctual",
     )
+    limiter.logger.addFilter(_is_first)
     limiter.request_filter(lambda: flask.request.endpoint in UNLIMITED)
 
 
 def _connections() -> Any:
     return bell.connect(socket_timeout=WAIT, socket_connect_timeout=WAIT).connection_pool
+
+
+def _is_first(record: logging.LogRecord) -> bool:
+    """Leaves the one line that says that Redis is away, without those of the requests that found it so meanwhile."""
+    return "Swallowing" not in record.getMessage()
 
 
 def _address() -> str:

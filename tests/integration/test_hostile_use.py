@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from uuid import uuid4
 
+import limits.storage
 import pytest
 import redis
 import structlog
@@ -224,6 +225,24 @@ def test_without_redis_the_limits_say_so_once_and_refuse_nobody(app_with, monkey
     with caplog.at_level(logging.WARNING):
         assert {client.get(TASKS).status_code for _ in range(10)} == {200}
     assert len([record for record in caplog.records if record.name == "flask-limiter"]) == 1
+
+
+@pytest.mark.parametrize("where", ["acquire_sliding_window_entry", "get_sliding_window"])
+def test_requests_that_find_redis_away_at_once_are_all_answered(app_with, redis_client, monkeypatch, caplog, where):
+    app = app_with(PUNCTUAL_RATE_PER_KEY="50")
+    together = threading.Barrier(4, timeout=10)
+
+    def break_off(*_args, **_options):
+        together.wait()
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(limits.storage.RedisStorage, where, break_off)
+    with ThreadPoolExecutor(4) as pool, caplog.at_level(logging.WARNING):
+        answers = list(pool.map(lambda _: signed_in(app).get(TASKS), range(4)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {record.getMessage() for record in caplog.records} == {
+        "Rate limit storage unreachable - falling back to in-memory storage"
+    }
 
 
 @pytest.mark.parametrize(
