@@ -20,7 +20,8 @@ CHECKS = (
     "use_after_free",
 )
 EXAMPLES = os.environ.get("EXAMPLES", "12")
-"""Cases of each call that are drawn at random; more of them by hand."""
+SEED = os.environ.get("SEED", "1")
+"""Cases of each call that are drawn; more of them, and others, by hand."""
 
 
 @pytest.mark.parametrize("stack", ["redis"], indirect=True)
@@ -30,7 +31,17 @@ def test_no_call_answers_otherwise_than_the_document_says(stack, tmp_path):
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{base}/api/v1/openapi.json"),
         *("--header", f"Authorization: Bearer {KEY}", "--origin", base, "--workers", "2"),
         *("--phases", "examples,coverage,fuzzing,stateful", "--checks", ",".join(CHECKS)),
-        *("--max-examples", EXAMPLES, "--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off"),
+        *(
+            "--max-examples",
+            EXAMPLES,
+            "--seed",
+            SEED,
+            "--continue-on-failure",
+            "--suppress-health-check",
+            "all",
+            "--warnings",
+            "off",
+        ),
     ]
     env = os.environ | {"SCHEMATHESIS_HOOKS": "shorter", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
