@@ -19,7 +19,7 @@ def channel(stack):
 
 
 def options(stack):
-    # without a confirm, RabbitMQ loses about one in ten thousand messages whose connection is closed right behind them
+    # without a confirm, RabbitMQ loses a few in ten thousand messages whose connection is closed right behind them
     return (
         {"confirm_publish": True}
         if is_amqp(stack)
