@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -169,8 +169,7 @@ def _subject(row: Any, kind: type[Row]) -> JSON:
 def _plain(value: Any) -> Any:
     """A column's value as JSON has it."""
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return fields.instant(value)
     if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-        return int(seconds) if seconds.is_integer() else seconds
+        return fields.number(value)
     return str(value) if isinstance(value, UUID | StrEnum) else value

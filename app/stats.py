@@ -17,12 +17,8 @@ from app import actors, db, errors, policies, summaries
 from app.models import Run
 from app.states import Trigger
 
-STATES = ("succeeded", "failed", "cancelled", "skipped", "waiting")
 STAGES = ("fired", "published", "started")
 """What ends each stage on the way from the slot to the start."""
-
-FARTHEST = timedelta(days=90)
-"""As long as summaries are kept."""
 
 MAX_LATE = 10_000
 MAX_SPANS = 500
@@ -56,8 +52,8 @@ class Stats:
 def read(session: Session, now: datetime, since: datetime, task_id: UUID | None = None) -> Stats:
     """Of the slots since then, of all tasks or of one. Raises Invalid where that is too long ago."""
     actor = actors.of(session)
-    if since < now - FARTHEST:
-        raise errors.Invalid(errors={"since": [f"May lie {FARTHEST.days} days back at most."]})
+    if since < now - summaries.HOURS_KEPT:
+        raise errors.Invalid(errors={"since": [f"May lie {summaries.HOURS_KEPT.days} days back at most."]})
     is_of_all = task_id is None and not (actor and actor.is_confined)
     counted = _of_summaries(session, now, since) if is_of_all else _of_runs(session, now, since, task_id)
     late = _late(
@@ -69,7 +65,7 @@ def read(session: Session, now: datetime, since: datetime, task_id: UUID | None 
 def _of_summaries(session: Session, now: datetime, since: datetime) -> dict[str, Any]:
     found = summaries.promise(session, now, now - since)
     return {
-        "runs": {state: found.states[state] for state in STATES},
+        "runs": {state: found.states[state] for state in summaries.STATES},
         "in_time": found.share,
         "p50": found.p50,
         "p99": found.p99,
@@ -81,15 +77,15 @@ def _of_runs(session: Session, now: datetime, since: datetime, task_id: UUID | N
     started = summaries.CONDITIONS["started"]
     query: Any = select(
         *(func.count().filter(condition).label(name) for name, condition in summaries.CONDITIONS.items()),
-        func.percentile_disc(0.5).within_group(_LATENESS).filter(started).label("p50"),
-        func.percentile_disc(0.99).within_group(_LATENESS).filter(started).label("p99"),
-        func.max(_LATENESS).filter(started).label("worst"),
+        func.percentile_disc(0.5).within_group(summaries.LATENESS).filter(started).label("p50"),
+        func.percentile_disc(0.99).within_group(summaries.LATENESS).filter(started).label("p99"),
+        func.max(summaries.LATENESS).filter(started).label("worst"),
     )
     query = _within(query.select_from(Run), now, since, task_id)
     row = session.execute(query, summaries.parameters(now)).one()
     to_start = row.started + row.late
     return {
-        "runs": {state: getattr(row, state) for state in STATES},
+        "runs": {state: getattr(row, state) for state in summaries.STATES},
         "in_time": row.in_time / to_start if to_start else None,
         "p50": row.p50,
         "p99": row.p99,
@@ -110,7 +106,7 @@ def _late(
         (Run.fired_at - Run.scheduled_for).label("fired"),
         (sent - Run.fired_at).label("published"),
         (Run.started_at - sent).label("started"),
-    ).where(_LATENESS > policies.GRACE, Run.trigger != Trigger.BACKFILL)
+    ).where(summaries.LATENESS > policies.GRACE, Run.trigger != Trigger.BACKFILL)
     parameters: dict[str, Any] = {}
     if spans is not None:
         if not spans:
@@ -136,6 +132,3 @@ def _stages(late: Sequence[Any]) -> dict[str, Stage]:
             runs=slowest.count(stage), p50=took[len(took) // 2] if took else None, longest=took[-1] if took else None
         )
     return found
-
-
-_LATENESS = Run.started_at - Run.scheduled_for

@@ -73,7 +73,10 @@ most. Bucket 0 also holds what was less late."""
 
 LOCK = 7_403_197  # any number that nobody else locks: see alembic/env.py for the other one
 
-COUNTS = ("succeeded", "failed", "cancelled", "skipped", "waiting", "started", "in_time", "late")
+STATES = ("succeeded", "failed", "cancelled", "skipped", "waiting")
+"""What runs are counted as by their state; `waiting`: not ended."""
+
+COUNTS = (*STATES, "started", "in_time", "late")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +112,21 @@ class Minute:
 
 def promise(session: Session, now: datetime, within: timedelta) -> Promise:
     """Of the slots within this time, by whole minutes or hours; the one that has begun is among them."""
-    span = Span.MINUTE if within <= MINUTES_FOR else Span.HOUR
+    span, _ = _span(within)
     sums = _add(_read(session, span, now - within, now))
     runs = sums["started"] + sums["late"]
     return Promise(
         runs=runs,
         in_time=sums["in_time"],
         share=sums["in_time"] / runs if runs else None,
-        states={name: sums[name] for name in ("succeeded", "failed", "cancelled", "skipped", "waiting")},
+        states={name: sums[name] for name in STATES},
         **_lateness(sums),
     )
 
 
 def troubled(session: Session, now: datetime, since: datetime, limit: int) -> list[tuple[datetime, datetime]]:
     """The minutes or hours since then, with their ends, in which a run started later than promised; the newest ones."""
-    span, length = (Span.MINUTE, MINUTE) if now - since <= MINUTES_FOR else (Span.HOUR, HOUR)
+    span, length = _span(now - since)
     rows = _read(session, span, since - length, now)
     starts = sorted((row.start for row in rows if row.started > row.in_time), reverse=True)
     return [(start, start + length) for start in starts[:limit]]
@@ -141,7 +144,7 @@ def minutes(session: Session, now: datetime, count: int = 60) -> list[Minute]:
     shown = []
     for start in (first + n * MINUTE for n in range(count)):
         sums = _add([there[start]] if start in there else [])
-        counts = {name: sums[name] for name in ("succeeded", "failed", "cancelled", "skipped", "waiting")}
+        counts = {name: sums[name] for name in STATES}
         shown.append(Minute(start=start, **counts, **_lateness(sums)))
     return shown
 
@@ -201,6 +204,11 @@ def forget(session: Session, now: datetime, limit: int = FORGOTTEN) -> int:
         .execution_options(synchronize_session=False)
     )
     return len(gone.all())
+
+
+def _span(within: timedelta) -> tuple[Span, timedelta]:
+    """What so long a time is read from, and how long each of them is."""
+    return (Span.MINUTE, MINUTE) if within <= MINUTES_FOR else (Span.HOUR, HOUR)
 
 
 def _alone(session: Session) -> bool:
@@ -316,7 +324,7 @@ _DUE = (
 )
 
 # First by bucket, of which there are few: so the histogram is counted together with all the rest.
-_lateness_of = Run.started_at - Run.scheduled_for
+LATENESS = Run.started_at - Run.scheduled_for
 _is_open = Run.state.in_(sorted(OPEN))
 # a slot of a backfill was over when it was asked for: nobody was promised anything
 _promised = Run.trigger != Trigger.BACKFILL
@@ -336,17 +344,17 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "skipped": Run.state == RunState.SKIPPED,
     "waiting": _is_open,
     "started": _started,
-    "in_time": _started & (_lateness_of <= policies.GRACE),
+    "in_time": _started & (LATENESS <= policies.GRACE),
     "late": _is_late,
 }
 """When a run counts as what, by the columns of a summary."""
 
-_ms = func.greatest(_seconds(_lateness_of) * 1000, 1.0)
+_ms = func.greatest(_seconds(LATENESS) * 1000, 1.0)
 _bucket = case((_started, cast(func.floor(func.ln(_ms) / math.log(BASE)), Integer())))
 _by_bucket = (
     select(
         _bucket.label("bucket"),
-        func.max(_lateness_of).filter(_started).label("worst"),
+        func.max(LATENESS).filter(_started).label("worst"),
         *(func.count().filter(condition).label(name) for name, condition in CONDITIONS.items()),
     )
     .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + MINUTE)

@@ -43,8 +43,6 @@ def handle(exc: Exception) -> flask.Response:
 
 def _from_ours(exc: errors.PunctualError) -> flask.Response:
     response = _answer(exc.code, exc.status, exc.message, exc.errors)
-    if isinstance(exc, errors.Unavailable):
-        response.headers["Retry-After"] = str(exc.retry_after)
     if isinstance(exc, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

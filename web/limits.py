@@ -4,12 +4,12 @@ While Redis is away each process counts for itself, and says so once: a limit is
 """
 
 import logging
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 import flask
-from flask_limiter import ApplicationLimit as _Limit
-from flask_limiter import HeaderNames, Limiter
+from flask_limiter import ApplicationLimit, HeaderNames, Limiter
 
 from app import bell, settings
 from web import auth
@@ -29,21 +29,10 @@ UNLIMITED = auth.ANYBODY.keys() - {"ui.sign_in", "ui.calendar"}
 
 def register(app: flask.Flask) -> None:
     """Limits the requests to `app`. Who makes them is known by then: see `auth.identify`."""
-    config = settings.load()
-    limits = [
-        _Limit(
-            f"{config.PUNCTUAL_RATE_WRONG_KEYS}/minute",
-            scope="stranger",
-            exempt_when=_is_known,
-            deduct_when=_is_refused,
-        ),
-        _Limit(f"{config.PUNCTUAL_RATE_PER_ADDRESS}/minute", scope="address"),
-        _Limit(f"{config.PUNCTUAL_RATE_PER_KEY}/minute", scope="key", key_function=_key, exempt_when=_is_stranger),
-    ]
     limiter = Limiter(
         _address,
         app=app,
-        application_limits=[limit for limit in limits if not str(limit.limit_provider).startswith("0/")],
+        application_limits=list(_limits(settings.load())),
         headers_enabled=True,
         header_name_mapping=HEADERS,
         retry_after="delta-seconds",
@@ -57,6 +46,16 @@ def register(app: flask.Flask) -> None:
     )
     limiter.logger.addFilter(_is_first)
     limiter.request_filter(lambda: flask.request.endpoint in UNLIMITED)
+
+
+def _limits(config: settings.Settings) -> Iterator[ApplicationLimit]:
+    """Those that are not switched off."""
+    if rate := config.PUNCTUAL_RATE_WRONG_KEYS:
+        yield ApplicationLimit(f"{rate}/minute", scope="stranger", exempt_when=_is_known, deduct_when=_is_refused)
+    if rate := config.PUNCTUAL_RATE_PER_ADDRESS:
+        yield ApplicationLimit(f"{rate}/minute", scope="address")
+    if rate := config.PUNCTUAL_RATE_PER_KEY:
+        yield ApplicationLimit(f"{rate}/minute", scope="key", key_function=_key, exempt_when=lambda: not _is_known())
 
 
 def _connections() -> Any:
@@ -79,10 +78,6 @@ def _key() -> str:
 
 def _is_known() -> bool:
     return auth.actor() is not None
-
-
-def _is_stranger() -> bool:
-    return auth.actor() is None
 
 
 def _is_refused(response: flask.Response) -> bool:

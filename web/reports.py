@@ -2,7 +2,7 @@
 
 from marshmallow import fields, validate
 
-from app import stats
+from app import stats, summaries
 from app.fields import Choice, Instant
 from app.schemas import Schema
 
@@ -132,7 +132,9 @@ class StatsSchema(Schema):
     since = Instant()
     until = Instant()
     runs = fields.Dict(
-        keys=Choice(stats.STATES), values=fields.Integer(), metadata={"description": "By state; `waiting`: not ended."}
+        keys=Choice(summaries.STATES),
+        values=fields.Integer(),
+        metadata={"description": "By state; `waiting`: not ended."},
     )
     in_time = fields.Float(
         allow_none=True, metadata={"description": "The share that started within 10 s; null where none was to start."}

@@ -1,11 +1,9 @@
 """Flower beside the stack: behind its password, changing nothing, showing runs by their own names without secrets."""
 
 import re
-import time
 
 import httpx
 import pytest
-from stack import at
 from stores import GIVEN, poll
 
 from deploy.processes import free_port
@@ -47,7 +45,14 @@ def test_flower_shows_workers_and_runs_by_their_names_without_secrets_and_change
             assert stranger.get(address).status_code == httpx.codes.UNAUTHORIZED
     [worker] = flower.get("/api/workers").json()
     secrets = {"password": SECRET, "url": f"https://u:{SECRET}@example.com/?token={SECRET}", "plain": "to be seen"}
-    poll(lambda: watched(stack, flower, task_of, secrets), within=30, every=0.5)
+    # Flower asks the workers only every few seconds to tell of their runs
+    poll(lambda: "Events of group {task} enabled" in stack.tail("worker", lines=1000), within=30, every=0.2)
+    [run] = stack.ended(task_of(kwargs=secrets, schedule={"type": "now"}))
+    assert run["result"]["kwargs"]["password"] == SECRET  # the record itself has it
+    told = poll(lambda: seen(flower, run), every=0.1)
+    assert (told.json()["name"], told.json()["uuid"]) == ("debug.echo", run["id"])
+    assert SECRET not in told.text
+    assert "to be seen" in told.json()["kwargs"]
     for action in (f"worker/shutdown/{worker}", f"worker/pool/grow/{worker}", "task/async-apply/debug.echo"):
         answer = flower.post(f"/api/{action}", json={"args": []})
         assert answer.status_code == httpx.codes.FORBIDDEN, answer.text
@@ -69,19 +74,7 @@ def test_flower_shows_workers_and_runs_by_their_names_without_secrets_and_change
         assert SECRET not in written, name
 
 
-def watched(stack, flower, task_of, secrets):
-    """Runs a task, until Flower has seen one: it asks the workers only every few seconds to tell of themselves."""
-    task = task_of(kwargs=secrets, schedule={"type": "once", "at": at(0.2)})
-    [run] = stack.ended(task)
-    assert run["result"]["kwargs"]["password"] == SECRET  # the record itself has it
-    end = time.monotonic() + 3
-    while time.monotonic() < end:
-        seen = flower.get(f"/api/task/info/{run['id']}")
-        if seen.status_code == httpx.codes.OK and seen.json()["state"] == "SUCCESS":
-            told = seen.json()
-            assert (told["name"], told["uuid"]) == ("debug.echo", run["id"])
-            assert SECRET not in seen.text
-            assert "to be seen" in told["kwargs"]
-            return True
-        time.sleep(0.1)
-    return False
+def seen(flower, run):
+    """What Flower knows of a run once it has seen its end."""
+    told = flower.get(f"/api/task/info/{run['id']}")
+    return told if told.status_code == httpx.codes.OK and told.json()["state"] == "SUCCESS" else None

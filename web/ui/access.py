@@ -47,12 +47,11 @@ def revoke_key(key_id: str) -> flask.Response:
 def _given(form: Mapping[str, str]) -> dict[str, Any]:
     """The form as the API would have it."""
     queues = [name.strip() for name in form.get("queues", "").split(",") if name.strip()]
-    pairs = [pair.partition(":") for pair in form.get("labels", "").split(",") if pair.strip()]
     given = {
         "name": form.get("name", "").strip(),
         "role": form.get("role", ""),
         "queues": queues or None,
-        "labels": {key.strip(): value.strip() for key, _, value in pairs},
+        "labels": reading.labels(form.get("labels", "").split(",")),
     }
     ends = reading.instant(form.get("expires_at", ""), "UTC", "expires_at")
     return given | ({"expires_at": ends} if ends else {})

@@ -100,7 +100,7 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
         return {
             "name": self.text("name") or (self.task.name if self.task else None),
             "description": self.text("description"),
-            "labels": _labels(self.text("labels")),
+            "labels": reading.labels(self.text("labels").splitlines()),
             "target": self.text("target"),
             "args": reading.parsed(self.text("args") or "[]", "args"),
             "kwargs": self.arguments(),
@@ -246,12 +246,6 @@ def filled(task: Task, parameters: Sequence[Parameter]) -> TaskForm:
     form.parameters = parameters
     form.typed_arguments = {ARGUMENT + name: text for name, text in own.items()}
     return form
-
-
-def _labels(text: str) -> dict[str, str]:
-    """`team: billing`, one on each line."""
-    pairs = (line.partition(":") for line in text.splitlines() if line.strip())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _number(text: str, otherwise: float | None) -> Any:

@@ -80,7 +80,6 @@ def protect() -> None:
 def harden(response: flask.Response) -> flask.Response:
     """Lets a page load nothing but ours, and nobody frame it."""
     response.headers["Content-Security-Policy"] = POLICY
-    response.headers["Referrer-Policy"] = "same-origin"
     if flask.request.endpoint != "ui.static":
         response.headers.setdefault("Cache-Control", "no-cache, private")
         response.vary.add(PART)

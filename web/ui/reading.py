@@ -1,7 +1,7 @@
 """What a person typed, as the contract has it: filters, JSON, times of a zone's clocks. Pure."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -56,6 +56,12 @@ def typed(given: Any, annotation: str | None) -> str:
 def _is_text(annotation: str | None) -> bool:
     kinds = {part.strip() for part in (annotation or "").split("|")} - {"None"}
     return bool(kinds) and kinds <= {"str", "Optional[str]"}
+
+
+def labels(texts: Iterable[str]) -> dict[str, str]:
+    """Each is `team: billing`."""
+    pairs = (text.partition(":") for text in texts if text.strip())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def instant(text: str, zone: str, field: str) -> str | None:
