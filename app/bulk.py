@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import errors, fields, queries, schemas, tasks
+from app import errors, fields, models, queries, schemas, tasks
 from app.models import Task
 from app.states import TaskState
 
@@ -91,6 +91,7 @@ def _choose(session: Session, filters: Fields, needed: TaskState | None) -> tupl
     in_state = Task.state == state if state else Task.state != TaskState.DELETED
     if (needed and state != needed) or state == TaskState.DELETED:
         return [], False
+    in_state &= ~models.is_system(Task)
     query = select(Task).where(in_state, queries.like(**wanted)).order_by(Task.id).limit(MAX_BULK + 1)
     found = session.scalars(query.with_for_update()).all()
     return found[:MAX_BULK], len(found) > MAX_BULK

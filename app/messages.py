@@ -9,6 +9,13 @@ from uuid import UUID, uuid4
 HEADER = "punctual"
 """The message header that holds the ticket. A message without it is an ordinary Celery call, unrecorded."""
 
+OWN = "punctual."
+"""How the names of Punctual's own targets and tasks begin. A task is a system task where its target does: no client
+registers, changes or deletes one, and lists leave them out unless their target is asked for."""
+
+CANARY = "punctual.canary"
+"""The target of the canaries, see `app.canary`."""
+
 PACK = "punctual.pack"
 """The Celery task that works through a pack. Its one argument is what `Pack.encode` makes."""
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     DateTime,
     Identity,
     Index,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    literal_column,
     text,
     true,
 )
@@ -25,6 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app import states
+from app.messages import OWN
 
 JSON = dict[str, Any]
 OPEN_STATES = ", ".join(f"'{state}'" for state in sorted(states.OPEN))
@@ -49,6 +52,14 @@ class Base(DeclarativeBase):
         JSON: JSONB(),
         list[Any]: JSONB(),
     }
+
+
+SYSTEM_TARGET = f"target LIKE '{OWN}%'"
+
+
+def is_system(rows: "type[Task | Run]") -> ColumnElement[bool]:
+    """Whether a task, or the task of a run, is Punctual's own. In the very words of its index, which are literal."""
+    return rows.target.op("LIKE", is_comparison=True)(literal_column(f"'{OWN}%'"))
 
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
@@ -115,6 +126,7 @@ class Task(Base):
         Index("ix_tasks_set_aside", "updated_at", postgresql_where=text("set_aside IS NOT NULL")),
         # the list: newest first, by keyset
         Index("ix_tasks_created", "created_at", "id"),
+        Index("ix_tasks_system", "target", postgresql_where=text(SYSTEM_TARGET)),
     )
 
 

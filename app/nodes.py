@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select, true
+from sqlalchemy import delete, false, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -42,6 +42,21 @@ def tick_age(beat: Node, now: datetime) -> timedelta:
 def leave(session: Session, name: str) -> None:
     """Says that a node stops."""
     session.execute(delete(Node).where(Node.name == name))
+
+
+def offering(session: Session, target: str) -> set[str]:
+    """The queues whose workers, each that is there right now, can run this system target. One of an earlier release
+    may not, and would take its message for a stranger's."""
+    queues = func.jsonb_array_elements_text(Node.details["queues"]).table_valued("name")
+    can = func.coalesce(Node.details["system"].contains([target]), false())
+    rows = session.execute(
+        select(queues.c.name, func.bool_and(can).label("can"))
+        .select_from(Node)
+        .join(queues, true())
+        .where(Node.kind == NodeKind.WORKER, Node.seen_at > func.statement_timestamp() - PRESENT)
+        .group_by(queues.c.name)
+    )
+    return {row.name for row in rows if row.can}
 
 
 def processes(session: Session) -> dict[str, int]:

@@ -14,8 +14,8 @@ import marshmallow as ma
 from sqlalchemy import ColumnElement, Select, Uuid, func, select, true, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import db, errors, fields, nodes, settings
-from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
+from app import db, errors, fields, models, nodes, settings
+from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, OWN
 from app.models import ApiKey, Attempt, AuditEntry, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
 
@@ -50,7 +50,8 @@ class TargetDetail:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDetail:
-    """A task, and whether a live worker offers its target right now; None where that is another app's, and unknown."""
+    """A task, and whether a live worker offers its target right now; None where that is another app's, or
+    Punctual's own, of which nobody has told."""
 
     task: Task
     target_available: bool | None
@@ -112,7 +113,7 @@ def task_id(session: Session, key: str) -> UUID:
 def task_detail(session: Session, task_id: UUID) -> TaskDetail:
     """Raises NotFound; a deleted task is not found."""
     found = task(session, task_id)
-    if settings.load().external_queue(found.target):
+    if settings.load().external_queue(found.target) or found.target.startswith(OWN):
         return TaskDetail(task=found, target_available=None)
     offer = session.scalars(select(_AVAILABLE).where(Target.name == found.target)).one_or_none()
     return TaskDetail(task=found, target_available=bool(offer))
@@ -141,8 +142,8 @@ def tasks(
 def like(
     *, q: str | None = None, target: str | None = None, label: tuple[str, str] | None = None
 ) -> ColumnElement[bool]:
-    """The condition on tasks that these filters mean."""
-    wanted: ColumnElement[bool] = true()
+    """The condition on tasks that these filters mean. System tasks are meant where their target is asked for."""
+    wanted: ColumnElement[bool] = true() if target else ~models.is_system(Task)
     if q:
         wanted &= Task.name.icontains(q, autoescape=True) | Task.description.icontains(q, autoescape=True)
     if target:
@@ -172,7 +173,8 @@ def runs(
     limit: int,
     after: str | None,
 ) -> Page[Run]:
-    """Runs, newest slot first; `since` and `until` bound the slot, both included."""
+    """Runs, newest slot first; `since` and `until` bound the slot, both included. System tasks have some where they, or
+    their target, are asked for."""
     query = select(Run)
     if state:
         query = query.where(Run.state == state)
@@ -180,6 +182,8 @@ def runs(
         query = query.where(Run.task_id == task_id)
     if target:
         query = query.where(Run.target == target)
+    if not (task_id or target):
+        query = query.where(~models.is_system(Run))
     if since:
         query = query.where(Run.scheduled_for >= since)
     if until:
@@ -259,8 +263,8 @@ def find_task(session: Session, task_id: UUID) -> Task:
 
 
 def has_tasks(session: Session) -> bool:
-    """Whether there ever was a task."""
-    return bool(session.scalar(select(select(Task.id).exists())))
+    """Whether a client ever registered a task."""
+    return bool(session.scalar(select(select(Task.id).where(~models.is_system(Task)).exists())))
 
 
 def outcomes(session: Session, task_ids: Collection[UUID], count: int) -> dict[UUID, list[str]]:

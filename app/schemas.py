@@ -23,6 +23,8 @@ DAY = 86_400
 YEAR = 366 * DAY
 VISIBLE = r"[\s\S]*\S[\s\S]*"
 VISIBLE_SAYS = "Must hold a visible character."
+NAME = r"(?!punctual\.)[\s\S]*\S[\s\S]*"
+NAME_SAYS = "Must hold a visible character, and not begin with `punctual.`, as the names of Punctual's own tasks do."
 QUEUE = r"(?!amq\.|celery|punctual|unacked|_kombu)[A-Za-z0-9_.\-]{1,64}"
 QUEUE_SAYS = (
     "Must be 1 to 64 of the characters A-Z, a-z, 0-9, _ . and -,"
@@ -103,7 +105,7 @@ class TaskSchema(SizedSchema):
     """A task."""
 
     id = fields.UUID(dump_only=True)
-    name = Text(1, 200, pattern=VISIBLE, allow_none=True, load_default=None, error_messages={"pattern": VISIBLE_SAYS})
+    name = Text(1, 200, pattern=NAME, allow_none=True, load_default=None, error_messages={"pattern": NAME_SAYS})
     description = Text(0, 2000, load_default="")
     labels = fields.Dict(
         keys=Text(pattern=LABEL_KEY, error_messages={"pattern": LABEL_KEY_SAYS}),
@@ -168,7 +170,7 @@ class TaskSchema(SizedSchema):
 class TaskChangeSchema(TaskSchema):
     """What changes of a task: only what is given."""
 
-    name = Text(1, 200, pattern=VISIBLE, error_messages={"pattern": VISIBLE_SAYS})
+    name = Text(1, 200, pattern=NAME, error_messages={"pattern": NAME_SAYS})
 
     def __init__(self, **options: Any) -> None:
         super().__init__(partial=True, **options)

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, Select, func, select
 from sqlalchemy.orm import Session
 
-from app import actors, db, errors, policies, summaries
+from app import actors, db, errors, models, policies, summaries
 from app.models import Run
 from app.states import Trigger
 
@@ -120,7 +120,7 @@ def _late(
 
 def _within(query: Select[Any], now: datetime, since: datetime, task_id: UUID | None) -> Select[Any]:
     query = query.where(Run.scheduled_for >= since, Run.scheduled_for <= now)
-    return query if task_id is None else query.where(Run.task_id == task_id)
+    return query.where(~models.is_system(Run) if task_id is None else Run.task_id == task_id)
 
 
 def _stages(late: Sequence[Any]) -> dict[str, Stage]:

@@ -1,8 +1,8 @@
 """Summaries: how many runs of each minute and hour ended how, and how late they started. So that a page about millions
 of runs reads a few rows.
 
-A run counts in the minute of its slot. A summary is never added to: it is made again from the runs as long as they may
-change, so it cannot drift from them.
+A run counts in the minute of its slot; those of system tasks do not count. A summary is never added to: it is made
+again from the runs as long as they may change, so it cannot drift from them.
 """
 
 import math
@@ -37,7 +37,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, aliased
 
-from app import db, policies, settings
+from app import db, models, policies, settings
 from app.models import Run, Summary
 from app.states import OPEN, RunState, Span, Trigger
 
@@ -357,7 +357,7 @@ _by_bucket = (
         func.max(LATENESS).filter(_started).label("worst"),
         *(func.count().filter(condition).label(name) for name, condition in CONDITIONS.items()),
     )
-    .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + MINUTE)
+    .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + MINUTE, ~models.is_system(Run))
     .group_by("bucket")
     .subquery()
 )

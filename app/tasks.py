@@ -31,7 +31,7 @@ from app import (
     schedules,
     settings,
 )
-from app.messages import DEFAULT_QUEUE
+from app.messages import DEFAULT_QUEUE, OWN
 from app.models import Run, Task
 from app.states import Action, Reason, TaskState, Trigger
 
@@ -48,7 +48,7 @@ TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 def create(session: Session, now: datetime, fields: Fields) -> Task:
     """Registers a task. Raises Invalid, or Conflict where its name is taken."""
     calling.check(session, [calling.meant(fields)], lambda by_index: by_index[0])
-    task = Task(**vars(_new(session, now, fields)))
+    task = Task(**vars(new(session, now, fields)))
     _insert(session, now, [task], lambda taken: taken[0])
     return task
 
@@ -62,7 +62,7 @@ def create_many(session: Session, now: datetime, items: Sequence[Fields]) -> lis
     created: list[Any] = []
     for index, fields in enumerate(items):
         try:
-            created.append(_new(session, now, fields))
+            created.append(new(session, now, fields))
         except errors.Invalid as exc:
             problems[index] = exc.errors
     if problems:
@@ -202,10 +202,7 @@ def bucket(task_id: UUID) -> int:
     return task_id.int % settings.load().PUNCTUAL_BUCKETS
 
 
-_TAKEN = "This name is taken by another task."
-
-
-def _new(session: Session, now: datetime, fields: Fields) -> Any:
+def new(session: Session, now: datetime, fields: Fields) -> Any:
     """The columns of a task that is registered now, with its first slot. Raises Invalid or Forbidden."""
     task = draft(session, now, fields)
     _retime(task, now)
@@ -238,6 +235,9 @@ def draft(session: Session, now: datetime, fields: Fields) -> Any:
     _route(task, fields)
     actors.require_cover(session, task)
     return task
+
+
+_TAKEN = "This name is taken by another task."
 
 
 def _route(task: Task, fields: Fields) -> None:
@@ -319,7 +319,10 @@ def _find(session: Session, task_id: UUID, *, lock: bool = False) -> Task:
 
 
 def _lock(session: Session, task_id: UUID, version: int | None = None) -> Task:
+    """Locks a task that a client is to steer. Raises NotFound, Stale, or Forbidden where it is a system task."""
     task = _find(session, task_id, lock=True)
+    if task.target.startswith(OWN):
+        raise errors.Forbidden("This task is Punctual's own: it cannot be changed or run by hand.")
     if version is not None and version != task.version:
         raise errors.Stale
     return task

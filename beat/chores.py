@@ -16,7 +16,21 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import answers, attempts, audit, broker, db, dispatch, errors, external, outbox, publishing, pulse, summaries
+from app import (
+    answers,
+    attempts,
+    audit,
+    broker,
+    canary,
+    db,
+    dispatch,
+    errors,
+    external,
+    outbox,
+    publishing,
+    pulse,
+    summaries,
+)
 from app.messages import Message
 
 OVERDUE = timedelta(seconds=3)
@@ -83,6 +97,7 @@ class Chores:
             Chore(name="resend_vanished", every=5, step=self.resend_vanished),
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
             Chore(name="forget_answers", every=3600, step=forget_answers),
+            Chore(name="keep_canaries", every=5, step=keep_canaries),
             Chore(name="seal_audit", every=1, step=seal_audit),
             Chore(name="summarise", every=5, step=summarise),
             Chore(name="forget_summaries", every=3600, step=forget_summaries),
@@ -192,6 +207,13 @@ def forget_answers() -> bool:
     """Deletes the answers to old requests."""
     with db.transaction() as session:
         return answers.forget(session, db.now(session)) >= answers.BATCH
+
+
+def keep_canaries() -> bool:
+    """Has a canary on each queue."""
+    with db.transaction() as session:
+        canary.keep(session, db.now(session))
+    return False
 
 
 def seal_audit() -> bool:

@@ -44,6 +44,9 @@ class QueueSchema(Schema):
     waiting = fields.Integer(metadata={"description": "Runs that were fired and that no worker has claimed."})
     oldest_age = fields.Float(allow_none=True, metadata={"description": "Seconds for which the first has waited."})
     processes = fields.Integer(metadata={"description": "Of the workers that consume it now."})
+    canary_age = fields.Float(
+        allow_none=True, metadata={"description": "Seconds since its canary's last run; null where it has none."}
+    )
 
 
 class TaskAsideSchema(Schema):

@@ -325,10 +325,21 @@ class HealthSchema(Schema):
     status = fields.String()
 
 
+class ReadinessQuerySchema(Schema):
+    """How far to look."""
+
+    deep = YesNo(load_default=False, metadata={"description": "Whether the canary of every queue is asked for too."})
+
+
 class ReadinessSchema(HealthSchema):
     """How the stores are."""
 
     stores = fields.Dict(keys=fields.String(), values=fields.String())
+    canaries = fields.Dict(
+        keys=fields.String(),
+        values=fields.Float(),
+        metadata={"description": "By queue the seconds since the last run of its canary; with `deep`."},
+    )
 
 
 class ErrorSchema(Schema):

@@ -21,7 +21,7 @@ from celery.worker import state
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import db, errors, nodes, runs, signatures
+from app import db, errors, messages, nodes, runs, signatures
 from app.broker import celery_app
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.models import Target
@@ -123,8 +123,8 @@ def renew(tickets: list[Ticket]) -> set[UUID]:
 
 
 def offer(targets: Iterable[Any]) -> None:
-    """Publishes what this worker can run. Celery's own tasks and our calls are no targets."""
-    ours = [task for task in targets if not task.name.startswith(("celery.", "punctual."))]
+    """Publishes what this worker can run. Celery's own tasks, and ours, are no targets of a client."""
+    ours = [task for task in targets if not task.name.startswith(("celery.", messages.OWN))]
     foreign = [task.name for task in ours if not getattr(task, "records", False)]
     if foreign:
         log.error("these cannot be targets, as their base class is not app.Task: %s", ", ".join(sorted(foreign)))
@@ -163,8 +163,14 @@ def _details(pool: Any) -> dict[str, Any]:
         "queues": sorted(celery_app.amqp.queues.consume_from),
         "processes": processes,
         "running": len(state.active_requests),
+        "system": sorted(task.name for task in celery_app.tasks.values() if _is_system(task)),
         "versions": {"python": platform.python_version(), "celery": celery.__version__},
     }
+
+
+def _is_system(task: Any) -> bool:
+    """Whether it is a target of Punctual's own."""
+    return bool(task.name.startswith(messages.OWN) and getattr(task, "records", False))
 
 
 def _look_after(requests: Iterable[Any]) -> None:

@@ -112,7 +112,7 @@ BEGIN
             ('punctual_web', 'audit', 'SELECT, INSERT (at, actor, actor_name, via, address, action, subject,'
                 ' subject_id, subject_name, before, after)'),
 
-            ('punctual_beat', 'tasks', 'SELECT, UPDATE (state, note, set_aside, next_run_at, last_run_at, run_count,'
+            ('punctual_beat', 'tasks', 'SELECT, INSERT, UPDATE (state, note, set_aside, next_run_at, last_run_at, run_count,'
                 ' updated_at, version, mirrored_version)'),
             ('punctual_beat', 'runs', 'SELECT, INSERT, UPDATE (state, reason, held, cancel_reason, attempt, worker,'
                 ' published_at, pack_id, attempt_started_at, finished_at, retry_at, error)'),

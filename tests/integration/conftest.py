@@ -24,11 +24,11 @@ def app(migrated):
 
 
 @pytest.fixture
-def stranger(app, database, monkeypatch):
+def stranger(app, database):
     """A client without a key, of a web that has not looked at its stores yet."""
     from web.api import health  # noqa: PLC0415
 
-    monkeypatch.setattr(health._Looked, "until", 0.0)
+    health.away.forget()
     return app.test_client()
 
 

@@ -125,6 +125,7 @@ def test_a_queue_is_shown_with_its_waiting_runs_and_the_age_of_the_oldest(client
         "waiting": 0,
         "oldest_age": None,
         "processes": 0,
+        "canary_age": None,
     }
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from app import db, queries, runs
+from app import db, messages, queries, runs, system
 from app.models import Run, Target
 from app.states import Role, RunState, Trigger
 from web import auth
@@ -882,3 +882,20 @@ def test_each_page_and_form_answers_the_roles_that_its_rule_names_and_no_other(a
         allowed = role.includes(auth.RULES[rule.endpoint])
         assert (status == 403) is not allowed, (rule.rule, status)
         assert status != 500
+
+
+def test_a_silent_canary_is_the_first_thing_on_the_overview(browser):
+    with db.transaction() as session:
+        system.register(
+            session,
+            db.now(session) - timedelta(minutes=2),
+            "punctual.canary.default",
+            target=messages.CANARY,
+            queue="default",
+            schedule={"type": "interval", "every": 15},
+        )
+    assert "The canary on queue default has been silent for 2 min" in browser.get("/").text
+    assert "2 min ago" in browser.get("/cluster").text
+    listed = browser.get(f"/tasks?target={messages.CANARY}").text
+    assert "punctual.canary.default" in listed
+    assert 'type="checkbox" name="task"' not in listed, "nobody steers it"

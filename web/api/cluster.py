@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from app import broker, db, models, nodes, queries
+from app import broker, canary, db, models, nodes, queries
 from web import auth, reports
 from web.blueprint import Blueprint
 
@@ -16,11 +16,12 @@ def show() -> dict[str, Any]:
     """Shows beats with their buckets, workers with their load, queues, and what was set aside."""
     with auth.transaction() as session:
         found = queries.cluster(session, db.now(session))
+        songs = {song.queue: song for song in canary.songs(session, found.now)}
     depths = broker.depths(queue.name for queue in found.queues)  # after the transaction: it goes over the network
     return {
         "beats": [_beat(node, found.now) for node in found.beats],
         "workers": [_node(node, found.now) for node in found.workers],
-        "queues": [_queue(queue, depths[queue.name]) for queue in found.queues],
+        "queues": [_queue(queue, depths[queue.name], songs.get(queue.name)) for queue in found.queues],
         "set_aside": {
             "tasks": [_task(task) for task in found.set_aside],
             "queues": [noted for node in found.beats for noted in _noted(node, "queues")],
@@ -38,13 +39,14 @@ def _beat(node: models.Node, now: datetime) -> dict[str, Any]:
     return _node(node, now) | {"last_tick_age": round(nodes.tick_age(node, now).total_seconds(), 3)}
 
 
-def _queue(queue: queries.Queue, depth: int | None) -> dict[str, Any]:
+def _queue(queue: queries.Queue, depth: int | None, song: canary.Song | None) -> dict[str, Any]:
     return {
         "name": queue.name,
         "depth": depth,
         "waiting": queue.waiting,
         "oldest_age": None if queue.oldest is None else round(queue.oldest.total_seconds(), 3),
         "processes": queue.processes,
+        "canary_age": None if song is None else round(song.age.total_seconds(), 3),
     }
 
 

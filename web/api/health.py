@@ -1,15 +1,13 @@
 """Health: what load balancers and people ask before anything else."""
 
-import math
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 from typing import Any
 
-from app import bell, broker, db, errors
+from app import bell, broker, canary, db, errors
 from web import schemas
 from web.blueprint import Blueprint
+from web.look import Look
 
 STORES: dict[str, Callable[[], None]] = {"database": db.ping, "redis": bell.ping, "broker": broker.ping}
 
@@ -27,33 +25,40 @@ def process() -> dict[str, str]:
 
 
 @blp.serves("GET", "/readyz")
+@blp.takes(schemas.ReadinessQuerySchema, "query")
 @blp.gives(200, schemas.ReadinessSchema)
 @blp.refuses(503)
-def stores() -> dict[str, Any]:
-    """Tells whether every store answers."""
-    away = _away()
-    if away:
-        raise errors.Unavailable(f"Away: {', '.join(away)}.", errors={store: ["Does not answer."] for store in away})
-    return {"status": "ready", "stores": dict.fromkeys(STORES, "ready")}
+def stores(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Tells whether every store answers; with `deep`, whether the canary of every queue sings too."""
+    missing = away()
+    if missing:
+        does_not_answer = {store: ["Does not answer."] for store in missing}
+        raise errors.Unavailable(f"Away: {', '.join(missing)}.", errors=does_not_answer)
+    told: dict[str, Any] = {"status": "ready", "stores": dict.fromkeys(STORES, "ready")}
+    return told | {"canaries": _canaries()} if wanted["deep"] else told
 
 
-class _Looked:
-    """What was found last. Whoever asks meanwhile waits for it: probes by the thousand are one look a second."""
+def _canaries() -> dict[str, float]:
+    """By queue the seconds since the canary's last run. Raises Unavailable where one is silent, or none is there."""
+    songs = canaries()
+    silent = {song.queue: [f"Silent for {song.age.total_seconds():.0f} s."] for song in songs if song.is_silent}
+    if silent or not songs:
+        raise errors.Unavailable(
+            f"The canary is silent on: {', '.join(silent)}." if silent else "No queue has a canary.", errors=silent
+        )
+    return {song.queue: round(song.age.total_seconds(), 3) for song in songs}
 
-    lock = Lock()
-    until = -math.inf
-    away: tuple[str, ...] = ()
 
-
-def _away() -> tuple[str, ...]:
+def _find_away() -> tuple[str, ...]:
     """The stores that do not answer."""
-    with _Looked.lock:
-        if time.monotonic() >= _Looked.until:
-            with ThreadPoolExecutor(len(STORES)) as pool:  # together: a probe does not wait for three timeouts
-                reached = pool.map(answers, STORES.values())
-                _Looked.away = tuple(store for store, there in zip(STORES, reached, strict=True) if not there)
-            _Looked.until = time.monotonic() + FRESH
-        return _Looked.away
+    with ThreadPoolExecutor(len(STORES)) as pool:  # together: a probe does not wait for three timeouts
+        reached = pool.map(answers, STORES.values())
+        return tuple(store for store, there in zip(STORES, reached, strict=True) if not there)
+
+
+def _find_songs() -> list[canary.Song]:
+    with db.transaction() as session:
+        return canary.songs(session, db.now(session))
 
 
 def answers(ping: Callable[[], None]) -> bool:
@@ -63,3 +68,7 @@ def answers(ping: Callable[[], None]) -> bool:
     except errors.Unavailable:
         return False
     return True
+
+
+away = Look(find=_find_away, fresh=FRESH)
+canaries = Look(find=_find_songs, fresh=FRESH)

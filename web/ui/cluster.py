@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 import flask
 
-from app import broker, db, queries, settings
+from app import broker, canary, db, queries, settings
 from web import auth
 from web.ui.pages import blp, page
 
@@ -14,10 +14,12 @@ def cluster() -> flask.Response:
     """Shows who is there and what waits."""
     with auth.transaction() as session:
         found = queries.cluster(session, db.now(session))
+        songs = {song.queue: song for song in canary.songs(session, found.now)}
         targets = queries.targets(session)
     return page(
         "cluster",
         cluster=found,
+        songs=songs,
         targets=targets,
         depths=broker.depths(queue.name for queue in found.queues),  # after the transaction: it goes over the network
         buckets=settings.load().PUNCTUAL_BUCKETS,

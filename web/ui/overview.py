@@ -5,7 +5,7 @@ from typing import Any
 
 import flask
 
-from app import db, nodes, queries, summaries
+from app import canary, db, nodes, queries, summaries
 from app.states import RunState, TaskState
 from web import auth
 from web.ui import charts
@@ -28,6 +28,7 @@ def overview() -> flask.Response:
             "coming": queries.tasks(session, state=TaskState.ACTIVE, order="next", limit=SHOWN, after=None).items,
             "cluster": queries.cluster(session, now),
             "is_new": not queries.has_tasks(session),
+            "songs": canary.songs(session, now),
         }
         minutes = summaries.minutes(session, now)
     shown["outcomes"] = charts.outcomes(minutes)

@@ -56,6 +56,7 @@ def register(app: flask.Flask) -> None:
     app.jinja_env.undefined = jinja2.StrictUndefined
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters |= showing.FILTERS
+    app.jinja_env.tests |= showing.TESTS
     app.jinja_env.globals |= showing.GLOBALS | {
         "may": auth.may,
         "url_with": url_with,

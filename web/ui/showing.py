@@ -13,6 +13,7 @@ import flask_bootstrap
 from markupsafe import Markup, escape
 
 from app import clock, errors, fields, nodes, policies, schedules, schemas
+from app.messages import OWN
 from app.schedules import zones
 from app.states import Action, Reason, RunState, TaskState
 
@@ -186,5 +187,7 @@ FILTERS = {
     "tick_age": nodes.tick_age,
     "is_present": nodes.is_present,
 }
+
+TESTS = {"of_clients": lambda task: not task.target.startswith(OWN)}
 
 GLOBALS = {"badge": badge, "icon": icon, "marks": marks, "time": time}

@@ -1,0 +1,33 @@
+"""System tasks: Punctual's own, by which it watches itself and speaks to people. They are fired, executed and recorded
+as any other; no client registers, changes or deletes one.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app import bell, schemas, tasks
+from app.messages import OWN
+from app.models import Task
+from app.states import TaskState
+
+_SCHEMA = schemas.TaskSchema()
+
+
+def register(session: Session, now: datetime, name: str, **fields: Any) -> UUID:
+    """Registers a system task, unless there is one of this name; returns its id. `fields` are as a client gives them.
+
+    No worker needs to have offered its target yet. Of two that register it at once the second waits for the first.
+    """
+    assert name.startswith(OWN), name
+    task = tasks.new(session, now, schemas.load(_SCHEMA, fields) | {"name": name})
+    made: UUID | None = session.scalar(insert(Task).values(vars(task)).on_conflict_do_nothing().returning(Task.id))
+    if made is not None:
+        bell.ring(session, task.bucket)
+        return made
+    there = select(Task.id).where(Task.name == name, Task.state != TaskState.DELETED)
+    return session.scalars(there).one()
