@@ -8,13 +8,14 @@ comes back from the dead, the second to come finds nothing.
 import math
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from app import audit, errors, keys, retry, summaries
+from app import audit, db, errors, keys, metrics, retry, summaries
 from app.messages import Ticket
 from app.models import Attempt, Run, Task
 from app.states import Action, Reason, RunState, TaskState
@@ -90,6 +91,7 @@ def end_attempt(
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
     session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
+    db.after(session, partial(metrics.moved, values["state"], values["reason"]))
     if values["state"] == RunState.FAILED and task.pause_after_failures is not None:
         _pause_after(session, task.id)
     return RunState(values["state"])

@@ -40,17 +40,19 @@ class Song:
         return self.age > SILENT
 
 
-def keep(session: Session, now: datetime) -> None:
-    """Has a canary on each queue that is consumed, and takes it from one that is out of use.
+def keep(session: Session, now: datetime) -> int:
+    """Has a canary on each queue that is consumed, and takes it from one that is out of use. Returns how many changed.
 
     Of two beats that are at it at once one finds the name taken, or the task deleted.
     """
     consumed = nodes.offering(session, CANARY) - settings.load().external_queues
     there = {task.queue: task for task in session.scalars(_CANARIES)}
-    for queue in sorted(consumed - there.keys()):
+    missing = sorted(consumed - there.keys())
+    for queue in missing:
         _register(session, now, queue)
-    for queue in _out_of_use(session, now, there.keys() - consumed):
-        tasks.delete_all(session, now, [there[queue]])
+    idle = _out_of_use(session, now, there.keys() - consumed)
+    tasks.delete_all(session, now, [there[queue] for queue in idle])
+    return len(missing) + len(idle)
 
 
 def songs(session: Session, now: datetime) -> list[Song]:

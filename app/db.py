@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeEngine
 
-from app import errors, settings
+from app import errors, metrics, settings
 
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 """What SQLAlchemy raises where the server cannot be reached, went away, or has no connection to give."""
@@ -164,9 +164,11 @@ def _session(bound_to: Engine, by: object = None) -> Iterator[Session]:
         with Session(bound_to, expire_on_commit=False, info={"by": by}) as session, session.begin():
             yield session
     except AWAY as exc:
+        metrics.UNAVAILABLE.inc()
         raise errors.Unavailable(TOO_LONG if _was_given_up(exc) else None) from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:
+            metrics.UNAVAILABLE.inc()
             raise errors.Unavailable from exc
         raise
     for call in session.info.get("after", ()):

@@ -5,13 +5,14 @@ attempt's number fences out the late answer of an earlier attempt.
 """
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import DateTime, Text, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import attempts, keys, settings
+from app import attempts, db, keys, metrics, settings
 from app.messages import EXTERNAL_GRACE, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, Reason, RunState
@@ -22,7 +23,9 @@ BATCH = 500
 def succeed(session: Session, ticket: Ticket, result: str | None, worker: str | None) -> bool:
     """Records the result that another app returned, as JSON. False: the run is none of its, ended, or superseded."""
     ended = {"state": RunState.SUCCEEDED, "reason": null(), "error": null(), "finished_at": func.statement_timestamp()}
-    return _move(session, ticket, worker=worker, result=cast(literal(result, Text()), JSONB), **ended)
+    moved = _move(session, ticket, worker=worker, result=cast(literal(result, Text()), JSONB), **ended)
+    db.after(session, partial(metrics.moved, RunState.SUCCEEDED, count=moved))
+    return moved
 
 
 def fail(session: Session, ticket: Ticket, worker: str | None, draw: float) -> RunState | None:

@@ -60,6 +60,13 @@ class Ticket:
     """When it was handed to the broker, by PostgreSQL's clock, where the run's row did not know it yet."""
     pack: UUID | None = field(default=None, compare=False)
     """The pack that it was sent in. Known to the sender alone."""
+    backfill: bool = field(default=False, compare=False)
+    """Its slot was over when the run was asked for: it cannot be late."""
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether its start is the one that lateness is measured by."""
+        return self.attempt == 1 and not self.backfill
 
     def encode(self) -> dict[str, Any]:
         return {
@@ -68,7 +75,7 @@ class Ticket:
             "slot": self.slot.astimezone(UTC).isoformat(),
             "attempt": self.attempt,
             "sent_at": self.sent_at.isoformat() if self.sent_at else None,
-        }
+        } | ({"backfill": True} if self.backfill else {})
 
     @classmethod
     def decode(cls, raw: object) -> "Ticket":
@@ -83,6 +90,7 @@ class Ticket:
                 slot=datetime.fromisoformat(raw["slot"]),
                 attempt=int(raw["attempt"]),
                 sent_at=datetime.fromisoformat(sent_at) if sent_at else None,
+                backfill=bool(raw.get("backfill")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise TicketError(raw) from exc

@@ -15,7 +15,7 @@ from app import db, settings
 from app.messages import Message, Ticket
 from app.models import Run, Task
 from app.runs import NewRun
-from app.states import OPEN, RunState
+from app.states import OPEN, RunState, Trigger
 
 SENDING = timedelta(seconds=2)
 """How long a pending run belongs to whoever last set out to send it."""
@@ -93,7 +93,7 @@ def message(task: Any, run: Run | NewRun) -> Message:
     attempt = 1 if isinstance(run, NewRun) else run.attempt
     source = task if isinstance(run, NewRun) else run  # a change of the task meanwhile must not part the two
     return Message(
-        ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt),
+        ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt, backfill=run.trigger == Trigger.BACKFILL),
         target=source.target,
         queue=source.queue,
         priority=task.priority,

@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy import DateTime, Text, bindparam, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, nodes, settings
+from app import db, errors, keys, metrics, nodes, settings
 from app.messages import Message, Pack, Parcel, Ticket
 from app.models import Run, Target
 from app.states import CLAIMABLE, RunState
@@ -132,7 +133,9 @@ def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
         finished_at=[each.finished_at for each in done],
         result=[each.result for each in done],
     )
-    return set(db.execute(session, _SUCCEED_ALL, given).scalars())
+    succeeded = set(db.execute(session, _SUCCEED_ALL, given).scalars())
+    db.after(session, partial(metrics.moved, RunState.SUCCEEDED, count=len(succeeded)))
+    return succeeded
 
 
 def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime) -> int:

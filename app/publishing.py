@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from kombu import Connection
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
-from app import broker, failpoints, messages, pulse, settings
+from app import broker, failpoints, messages, metrics, pulse, settings
 from app.messages import CALLS_QUEUE, Message, Pack, Parcel
 
 CONFIRM_TIMEOUT = 3.0
@@ -70,8 +70,9 @@ class Publisher:
             unsure = {parcel.id for parcel in self.unconfirmed.values()}
             refused = self.refused
             self.close()
-            return [parcel for parcel in sent if parcel.id not in unsure | refused]
-        return [parcel for parcel in sent if parcel.id not in self.refused]
+            metrics.MESSAGES.labels("none").inc(len(unsure))
+            return _taken(parcel for parcel in sent if parcel.id not in unsure | refused)
+        return _taken(parcel for parcel in sent if parcel.id not in self.refused)
 
     def close(self) -> None:
         """Drops the channel with its connection: after an error a late ack could confirm the wrong message."""
@@ -214,12 +215,15 @@ class Publisher:
             pass
 
     def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001
-        self.refused |= {parcel.id for parcel in self._settled(tag, multiple)}
+        refused = {parcel.id for parcel in self._settled(tag, multiple)}
+        self.refused |= refused
+        metrics.MESSAGES.labels("refused").inc(len(refused))
         log.warning("the broker refused messages, their runs stay pending")
 
     def _on_return(self, _exc: Exception, _exchange: str, name: str, returned: Any) -> None:
         """Unroutable: the queue is gone. The broker confirms such a message all the same, right after this."""
         self.refused.add(UUID(returned.headers["id"]))
+        metrics.MESSAGES.labels("returned").inc()
         self.declared.discard(name)
         if name in settings.load().external_queues:
             if time.monotonic() > self.silent_until.get(name, 0):
@@ -227,6 +231,13 @@ class Publisher:
                 self.silent_until[name] = time.monotonic() + SAY_AGAIN
         else:
             log.warning("queue %s is gone, it is declared again with the next batch", name)
+
+
+def _taken(parcels: Iterable[Parcel]) -> list[Parcel]:
+    """Counts what the broker has taken."""
+    taken = list(parcels)
+    metrics.MESSAGES.labels("confirmed").inc(len(taken))
+    return taken
 
 
 def _is_external(parcel: Parcel) -> bool:

@@ -5,10 +5,11 @@ fences out a worker that comes back from the dead. All stamps are PostgreSQL's c
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -32,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import audit, db, errors, keys, summaries
+from app import audit, db, errors, keys, metrics, summaries
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Action, Reason, RunState, Trigger
@@ -85,9 +86,19 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
         kwargs=(_json(run.kwargs) for run in new),
     )
     recorded = set(db.execute(session, _RECORD, given | {"at": now}).scalars())
+    db.after(session, partial(_count, [run for run in new if run.id in recorded]))
     # a firing in time asks nothing more of PostgreSQL: the minutes of its slots are open
     summaries.reopen(session, [run.slot for run in new if run.slot < now - summaries.RECENT and run.id in recorded])
     return recorded
+
+
+def _count(recorded: Sequence[NewRun]) -> None:
+    """Counts new runs, which are few kinds, however many they are."""
+    for (trigger, skipped), count in Counter((run.trigger, run.skipped) for run in recorded).items():
+        if skipped is None:
+            metrics.RUNS_FIRED.labels(trigger).inc(count)
+        else:
+            metrics.moved(RunState.SKIPPED, skipped, count)
 
 
 def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
@@ -106,7 +117,9 @@ def claim(ticket: Ticket, worker: str) -> bool:
 
 def succeed(ticket: Ticket, result: str | None) -> bool:
     """Records the outcome of a run that returned, as JSON. False: this attempt was superseded, it is refused."""
-    return _SUCCEED(**_key(ticket), a_result=result) == 1
+    succeeded = _SUCCEED(**_key(ticket), a_result=result) == 1
+    metrics.moved(RunState.SUCCEEDED, count=succeeded)
+    return succeeded
 
 
 def cancel(session: Session, now: datetime, run_id: UUID, *, tag: str | None = None) -> Run:
@@ -124,6 +137,7 @@ def cancel(session: Session, now: datetime, run_id: UUID, *, tag: str | None = N
     with audit.noting(session, now, Action.CANCEL, [run]):
         if run.state in WAITING:
             run.state, run.reason, run.finished_at, run.held = RunState.CANCELLED, Reason.BY_USER, now, False
+            db.after(session, partial(metrics.moved, RunState.CANCELLED, Reason.BY_USER))
         else:
             run.cancel_reason = Reason.BY_USER
     return run
@@ -149,16 +163,20 @@ def supersede(session: Session, now: datetime, task_ids: Collection[UUID]) -> se
         .returning(Run.task_id, Run.state)
         .execution_options(synchronize_session=False)
     )
-    return {row.task_id for row in moved if row.state == RunState.RUNNING}
+    rows = moved.all()
+    ended = sum(row.state == RunState.CANCELLED for row in rows)
+    db.after(session, partial(metrics.moved, RunState.CANCELLED, Reason.OVERLAP, ended))
+    return {row.task_id for row in rows if row.state == RunState.RUNNING}
 
 
 def cancel_waiting(session: Session, now: datetime, task_ids: Collection[UUID], reason: Reason) -> None:
     """Cancels what waits of these tasks."""
-    session.execute(
+    moved: Any = session.execute(
         update(Run)
         .where(Run.task_id.in_(task_ids), Run.state.in_(WAITING))
         .values(state=RunState.CANCELLED, reason=reason, finished_at=now, held=False)
     )
+    db.after(session, partial(metrics.moved, RunState.CANCELLED, reason, moved.rowcount))
 
 
 def renew(session: Session, tickets: Sequence[Ticket]) -> set[UUID]:

@@ -63,6 +63,7 @@ class Settings(BaseModel):
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
     PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
     PUNCTUAL_HEALTH_PATH: Path | None = None
+    PUNCTUAL_METRICS_PORT: Annotated[int, Field(ge=0, le=65526)] = 0
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
     PUNCTUAL_RATE_PER_KEY: Annotated[int, Field(ge=0)] = 6_000
     PUNCTUAL_RATE_PER_ADDRESS: Annotated[int, Field(ge=0)] = 12_000

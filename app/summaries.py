@@ -159,11 +159,11 @@ def reopen(session: Session, slots: Collection[datetime]) -> None:
         db.execute(session, _REOPEN, db.arrays("reopened", start=starts))
 
 
-def summarise(session: Session, now: datetime, limit: int = BATCH) -> bool:
-    """Makes up to `limit` open minutes anew, newest first, and the hours that they belong to. Says whether there may be
-    more. Where another beat is at it, nothing is done."""
+def summarise(session: Session, now: datetime, limit: int = BATCH) -> tuple[int, bool]:
+    """Makes up to `limit` open minutes anew, newest first, and the hours that they belong to. Says how many, and
+    whether there may be more. Where another beat is at it, nothing is done."""
     if not _alone(session):
-        return False
+        return 0, False
     end = time.monotonic() + WORK
     db.execute(session, _BEGIN, {"now": now})
     # They are locked before they are counted, by a statement of its own: who opens one again from here on waits, and
@@ -178,7 +178,7 @@ def summarise(session: Session, now: datetime, limit: int = BATCH) -> bool:
             break
     for hour in {_floor(start, HOUR) for start in made}:
         _make_hour(session, now, hour)
-    return len(made) == limit or len(made) < len(due)
+    return len(made), len(made) == limit or len(made) < len(due)
 
 
 def forget(session: Session, now: datetime, limit: int = FORGOTTEN) -> int:

@@ -11,20 +11,21 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app import bell, schemas, tasks
-from app.messages import OWN
+from app.messages import DEFAULT_QUEUE, OWN
 from app.models import Task
 from app.states import TaskState
 
 _SCHEMA = schemas.TaskSchema()
 
 
-def register(session: Session, now: datetime, name: str, **fields: Any) -> UUID:
-    """Registers a system task, unless there is one of this name; returns its id. `fields` are as a client gives them.
+def register(session: Session, now: datetime, name: str, queue: str = DEFAULT_QUEUE, **fields: Any) -> UUID:
+    """Registers a system task, unless there is one of this name; returns its id. `fields` are as a client gives them,
+    who may give neither such a name nor our own queue.
 
     No worker needs to have offered its target yet. Of two that register it at once the second waits for the first.
     """
     assert name.startswith(OWN), name
-    task = tasks.new(session, now, schemas.load(_SCHEMA, fields) | {"name": name})
+    task = tasks.new(session, now, schemas.load(_SCHEMA, fields) | {"name": name, "queue": queue})
     made: UUID | None = session.scalar(insert(Task).values(vars(task)).on_conflict_do_nothing().returning(Task.id))
     if made is not None:
         bell.ring(session, task.bucket)

@@ -1,7 +1,7 @@
 """Chores: small repeated repairs, one per concern. Every beat runs them all, leader or not.
 
-Each is `step() -> bool`: it does one bounded batch and says whether there may be more. `SKIP LOCKED` keeps
-the beats out of each other's way. A chore that fails is logged and tried again at its next turn.
+Each is `step() -> Done`: it does one bounded batch, and says how much that was and whether there may be more. `SKIP
+LOCKED` keeps the beats out of each other's way. A chore that fails is logged and tried again at its next turn.
 """
 
 import logging
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -26,6 +27,7 @@ from app import (
     dispatch,
     errors,
     external,
+    metrics,
     outbox,
     publishing,
     pulse,
@@ -44,13 +46,22 @@ GAP = 3.0
 log = logging.getLogger(__name__)
 
 
+class Done(NamedTuple):
+    """What a turn of a chore did."""
+
+    work: int = 0
+    """How many things it repaired or made."""
+    more: bool = False
+    """Whether it is to have another turn at once."""
+
+
 @dataclass(kw_only=True)
 class Chore:
     """A step, and how often it is due."""
 
     name: str
     every: float
-    step: Callable[[], bool]
+    step: Callable[[], Done]
     next_at: float = 0.0
     failing: bool = False
 
@@ -83,7 +94,7 @@ class Contact:
 class Chores:
     """All chores, run one after the other by a thread of their own, with a publisher of their own."""
 
-    def __init__(self, publisher: publishing.Publisher, announce: Callable[[], bool]) -> None:
+    def __init__(self, publisher: publishing.Publisher, announce: Callable[[], Done]) -> None:
         self.publisher = publisher
         self.contact = Contact()
         self.stopping = threading.Event()
@@ -116,10 +127,11 @@ class Chores:
 
     def turn(self, chore: Chore) -> None:
         """One turn of a chore: at once again where there may be more, else after its pause."""
-        more = False
+        done = Done()
         pulse.mark(chore.name)
         try:
-            more = chore.step()
+            with metrics.CHORE.labels(chore.name).time(), metrics.CHORE_FAILURES.labels(chore.name).count_exceptions():
+                done = chore.step()
             if chore.failing:
                 log.info("chore %s works again", chore.name)
             chore.failing = False
@@ -127,50 +139,51 @@ class Chores:
             _complain(chore, "PostgreSQL is away")
         except Exception:
             log.exception("chore %s failed, it is tried again in %s s", chore.name, chore.every)
-        chore.next_at = time.monotonic() + (0 if more else chore.every)
+        metrics.CHORE_WORK.labels(chore.name).inc(done.work)
+        chore.next_at = time.monotonic() + (0 if done.more else chore.every)
 
-    def fire_overdue(self) -> bool:
+    def fire_overdue(self) -> Done:
         fired = dispatch.fire_overdue(self.publisher.publish, OVERDUE)
         if fired.next_run_at:
             log.warning("the audit path fired %d tasks that no beat had rung", len(fired.next_run_at))
-        return len(fired.next_run_at) >= dispatch.BATCH
+        return _batch(len(fired.next_run_at), dispatch.BATCH)
 
-    def publish_pending(self) -> bool:
+    def publish_pending(self) -> Done:
         return self._publish(outbox.take_pending)
 
-    def publish_retries(self) -> bool:
+    def publish_retries(self) -> Done:
         return self._publish(outbox.take_retries)
 
-    def publish_held(self) -> bool:
+    def publish_held(self) -> Done:
         return self._publish(outbox.take_held)
 
-    def rescue_lost(self) -> bool:
+    def rescue_lost(self) -> Done:
         if self.contact.check() <= attempts.LOST_AFTER + timedelta(seconds=2):
-            return False
+            return Done()
         with db.transaction() as session:
             again, dead = attempts.rescue_lost(session)
         if again or dead:
             log.warning("runs lost their worker: %d are tried again, %d have failed", again, dead)
             self.publish_retries()  # they have waited for seconds already
-        return again + dead >= attempts.BATCH
+        return _batch(again + dead, attempts.BATCH)
 
-    def end_unanswered(self) -> bool:
+    def end_unanswered(self) -> Done:
         """Attempts that another app was sent and never answered for. Answers that waited for PostgreSQL go first."""
         if self.contact.check() <= external.ANSWER_GRACE:
-            return False
+            return Done()
         with db.transaction() as session:
             again, dead = external.give_up(session)
         if again or dead:
             log.warning("other apps gave no answer: %d runs are tried again, %d have failed", again, dead)
-        return again + dead >= external.BATCH
+        return _batch(again + dead, external.BATCH)
 
-    def resend_vanished(self) -> bool:
+    def resend_vanished(self) -> Done:
         """Where more messages stand queued than the broker holds, a queue was purged or lost.
 
         The messages that it holds are those of the newest runs, so the oldest ones are without. Among them are
         the few that a busy worker has fetched ahead: they are sent twice, and the second is dropped.
         """
-        more = False
+        sent, more = 0, False
         with db.transaction() as session:
             queued = outbox.count_queued(session)
         for queue, count in queued.items():
@@ -179,66 +192,73 @@ class Chores:
                 with db.transaction() as session:
                     vanished = outbox.take_vanished(session, queue, held)
                 log.info("queue %s lacks %d messages: %d runs are sent again", queue, count - held, len(vanished))
-                more |= dispatch.send(self.publisher.publish, vanished) >= outbox.BATCH
-        return more
+                again = dispatch.send(self.publisher.publish, vanished)
+                sent, more = sent + again, more or again >= outbox.BATCH
+        return Done(sent, more)
 
-    def _publish(self, take: Callable[[Session], list[Message]]) -> bool:
+    def _publish(self, take: Callable[[Session], list[Message]]) -> Done:
         with db.transaction() as session:
             batch = take(session)
         # where the broker takes nothing there is no use in another batch at once
-        return dispatch.send(self.publisher.publish, batch) >= outbox.BATCH
+        return _batch(dispatch.send(self.publisher.publish, batch), outbox.BATCH)
 
 
-def make_partitions() -> bool:
+def make_partitions() -> Done:
     """Makes room for the months ahead. A month that has rows in the default partition already stays there."""
     with db.transaction() as session:
         first = db.now(session).date().replace(day=1)
+    made = 0
     for _ in range(MONTHS_AHEAD + 1):
         for table in ("runs", "attempts"):
             try:
-                _make_partition(table, first)
+                made += _make_partition(table, first)
             except IntegrityError:
                 log.warning("no partition of %s for %s: its rows lie in the default one already", table, first)
         first = (first + timedelta(days=32)).replace(day=1)
-    return False
+    return Done(made)
 
 
-def forget_answers() -> bool:
+def forget_answers() -> Done:
     """Deletes the answers to old requests."""
     with db.transaction() as session:
-        return answers.forget(session, db.now(session)) >= answers.BATCH
+        return _batch(answers.forget(session, db.now(session)), answers.BATCH)
 
 
-def keep_canaries() -> bool:
+def keep_canaries() -> Done:
     """Has a canary on each queue."""
     with db.transaction() as session:
-        canary.keep(session, db.now(session))
-    return False
+        return Done(canary.keep(session, db.now(session)))
 
 
-def seal_audit() -> bool:
+def seal_audit() -> Done:
     """Links new entries of the audit log into its chain."""
-    return db.transact(audit.seal) >= audit.BATCH
+    return _batch(db.transact(audit.seal), audit.BATCH)
 
 
-def summarise() -> bool:
+def summarise() -> Done:
     """Makes the summaries anew that may have changed."""
     with db.transaction() as session:
-        return summaries.summarise(session, db.now(session))
+        return Done(*summaries.summarise(session, db.now(session)))
 
 
-def forget_summaries() -> bool:
+def forget_summaries() -> Done:
     """Deletes old summaries."""
     with db.transaction() as session:
-        return summaries.forget(session, db.now(session)) >= summaries.FORGOTTEN
+        return _batch(summaries.forget(session, db.now(session)), summaries.FORGOTTEN)
 
 
-def _make_partition(table: str, month: date) -> None:
+def _batch(work: int, limit: int) -> Done:
+    """What was done with a batch of at most so many: one that was full may not have been all."""
+    return Done(work, more=work >= limit)
+
+
+def _make_partition(table: str, month: date) -> bool:
     """Has PostgreSQL make it, by a function of the schema's owner: a beat may make no tables."""
     with db.transaction() as session:
         made = session.scalar(select(func.make_partition(table, month)))
     if made:
         log.info("made partition %s_%s", table, f"{month:%Y_%m}")
+    return bool(made)
 
 
 def _complain(chore: Chore, why: str) -> None:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from app import metrics
+
 FAR = 86_400.0
 """Seconds ahead within which the next entry is told."""
 
@@ -135,7 +137,9 @@ class Entries:
             head = [tokens[bucket], prefix(bucket), "1" if complete else ""]
             self.script(keys=keys, args=[*head, *_flat(changed)], client=pipe)
         answers = pipe.execute() if by_bucket else []
-        return {bucket for bucket, written in zip(by_bucket, answers, strict=True) if written}
+        written = {bucket for bucket, answer in zip(by_bucket, answers, strict=True) if answer}
+        metrics.ENTRIES.inc(sum(len(by_bucket[bucket]) for bucket in written))
+        return written
 
     def discard(self, bucket: int, member: str) -> None:
         """Takes a member out that is no task's key, so that it never rings again."""

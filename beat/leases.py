@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import redis
 
+from app import metrics
 from beat import entries
 
 TTL = 4.0
@@ -139,6 +140,7 @@ class Leases:
         )
         # a lease that ran out while this process was paused is not ours any more, even if nobody took it
         kept = [bucket for bucket, answer in zip(mine, renewed, strict=True) if answer == 1]
+        metrics.LEASES.labels("lost").inc(len(mine) - len(kept))
         self.until = dict.fromkeys(kept, started + TTL)
         self.tokens = {bucket: self.tokens[bucket] for bucket in kept}
         return list(live)
@@ -149,12 +151,15 @@ class Leases:
         token = f"{self.name}:{next(self._takings)}"
         wanted = [bucket for bucket in self._order if bucket not in self.until]
         args = [self.name, int(TTL * 1000), room, token]
-        for index in self._take(keys=[self._locks[bucket] for bucket in wanted], args=args, client=self.client):
+        taken = self._take(keys=[self._locks[bucket] for bucket in wanted], args=args, client=self.client)
+        metrics.LEASES.labels("taken").inc(len(taken))
+        for index in taken:
             self.until[wanted[index]] = started + TTL
             self.tokens[wanted[index]] = token
 
     def _give_back(self, surplus: Collection[int], *, stops: bool = False) -> None:
         """Gives buckets back. They are not trusted from before the call on, whatever becomes of it."""
+        metrics.LEASES.labels("given_back").inc(len(surplus))
         tokens = [self.tokens.pop(bucket) for bucket in surplus]
         for bucket in surplus:
             del self.until[bucket]

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from app import clock, db, nodes, publishing
+from prometheus_client import Metric
+
+from app import clock, db, exporter, nodes, publishing
 from app.states import NodeKind
+from beat import chores
 from beat.leases import Leases
 
 NAME = f"celerybeat-{uuid4().hex[:6]}@{socket.gethostname()}"
@@ -51,13 +54,19 @@ class Node:
         age = round(time.monotonic() - self.ticked_at, 3)
         return {"role": "leader" if held else "standby", "buckets": held, "last_tick_age": age}
 
-    def announce(self) -> bool:
+    def gauges(self) -> Iterable[Metric]:
+        """The same for Prometheus."""
+        yield exporter.gauge("punctual_beat_buckets", "Buckets that this beat holds.", len(self.leases.held()))
+        age = time.monotonic() - self.ticked_at
+        yield exporter.gauge("punctual_beat_last_tick_age_seconds", "Since the end of this beat's last tick.", age)
+
+    def announce(self) -> chores.Done:
         """The chore: says in PostgreSQL that this beat is there."""
         aside = {"queues": _undeclared(self.publishers), "entries": list(self.unreadable)}
         uptime = timedelta(seconds=time.monotonic() - self.started_at)
         with db.statement() as session:
             nodes.announce(session, NodeKind.BEAT, NAME, uptime, self.health() | {"set_aside": aside})
-        return False
+        return chores.Done(1)
 
     def leave(self) -> None:
         """A clean stop: takes row and file along. Raises Unavailable."""

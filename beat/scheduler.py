@@ -21,7 +21,7 @@ from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
 from sqlalchemy import Integer, SmallInteger, Uuid, bindparam, select, true, tuple_, update
 
-from app import bell, clock, db, dispatch, errors, outbox, packs, publishing, pulse, settings
+from app import bell, clock, db, dispatch, errors, exporter, metrics, outbox, packs, publishing, pulse, settings
 from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
@@ -83,6 +83,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             for thread in (threading.current_thread(), self.chore_thread):
                 self.watchdog.watch(thread)
             self.watchdog.start()
+            exporter.serve("beat", self.node.gauges)
 
     def setup_schedule(self) -> None:
         """Nothing: what RedBeat takes from the configuration, Punctual takes from PostgreSQL."""
@@ -110,9 +111,10 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _turn(self, until: float) -> None:
         """Keeps what is held in order, rings, then waits for the next slot or a hint."""
-        if time.monotonic() >= self.kept_until:
-            self._keep()
-        next_at = self._ring()
+        with metrics.TICK.time():
+            if time.monotonic() >= self.kept_until:
+                self._keep()
+            next_at = self._ring()
         self._say_back()
         if not self.kept_until:
             return

@@ -33,6 +33,7 @@ ANYBODY: dict[str, Role | None] = dict.fromkeys(
         "docs.asset",
         "health.process",
         "health.stores",
+        "metrics.show",
         "ui.calendar",  # its address is the key to it
         "ui.sign_in",
         "ui.static",

@@ -5,9 +5,10 @@ from typing import Any
 
 from gunicorn import glogging  # type: ignore[import-untyped]
 
-from app import logs, settings
+from app import logs, metrics, settings
 from web import auth
 
+assert metrics.owner()  # imported here, in the parent: its workers count in one folder
 auth.require_secrets()  # here, as gunicorn would start a worker that ends at once again and again
 
 _config = settings.load()

@@ -1,6 +1,7 @@
 """What lies between a client and a view: proxies in front, browsers with their rules, TLS."""
 
 import re
+import time
 from http import HTTPStatus
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ import structlog
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import errors, settings
+from app import errors, metrics, settings
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._\-]{1,64}")
@@ -35,6 +36,8 @@ BROWSED = (
 )
 """The policy of the page that shows the API's document."""
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
+
 READABLE = ("ETag", "Location", "Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 
 
@@ -55,12 +58,14 @@ def register(app: flask.Flask) -> None:
         )
     app.before_request(name_request)
     app.after_request(harden)
+    app.after_request(count)
     app.teardown_request(forget_request)
 
 
 def name_request() -> None:
     """Gives the request an id, the client's or a new one, which stands in each line that is logged meanwhile."""
     given = flask.request.headers.get(REQUEST_ID, "")
+    flask.g.began = time.monotonic()
     flask.g.request_id = given if REQUEST_ID_FORM.fullmatch(given) else uuid4().hex
     structlog.contextvars.clear_contextvars()  # a thread serves one request after the other
     structlog.contextvars.bind_contextvars(request=flask.g.request_id)
@@ -69,6 +74,15 @@ def name_request() -> None:
 def forget_request(_exc: BaseException | None) -> None:
     """The request is over, and so is its id."""
     structlog.contextvars.clear_contextvars()
+
+
+def count(response: flask.Response) -> flask.Response:
+    """Counts the request. What is no route of ours is one word, and so is a method of nobody's."""
+    endpoint = flask.request.endpoint or "unknown"
+    method = flask.request.method if flask.request.method in METHODS else "other"
+    measured = metrics.REQUESTS.labels(endpoint, method, response.status_code)
+    metrics.observe(measured, [time.monotonic() - flask.g.began])
+    return response
 
 
 def harden(response: flask.Response) -> flask.Response:

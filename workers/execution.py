@@ -27,8 +27,8 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostE
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
-from app import attempts, db, errors, failpoints, messages, runs
-from app.messages import Ticket
+from app import attempts, clock, db, errors, failpoints, messages, metrics, runs
+from app.messages import DEFAULT_QUEUE, Ticket
 from app.states import Reason
 from workers import cancelling, durations, heartbeat, verdicts
 from workers.cancelling import Cancelled
@@ -98,7 +98,8 @@ class RecordedTask(Task):  # type: ignore[misc]
             ticket = Ticket.decode(raw)
         except messages.TicketError as exc:
             raise Reject(exc, requeue=False) from exc  # dead-lettered with its bytes
-        return execute(ticket, self.request.hostname, self.name, lambda: self.run(*args, **kwargs))
+        queue = (self.request.delivery_info or {}).get("routing_key") or DEFAULT_QUEUE
+        return execute(ticket, self.request.hostname, self.name, lambda: self.run(*args, **kwargs), queue)
 
     def _run_unrecorded(self, *args: Any, **kwargs: Any) -> Any:
         _soft_limit.install()
@@ -191,21 +192,25 @@ def named(ticket: Ticket) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(task=str(ticket.task), run=str(ticket.run), attempt=ticket.attempt)
 
 
-def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
+def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], queue: str = DEFAULT_QUEUE) -> Any:
     """Claims the run, calls its target and records the outcome. Raises what the target raises, for Celery's events.
 
     Raises Ignore where the run is not to be executed: claimed already, cancelled, or superseded.
     """
     with named(ticket):
-        return _execute(ticket, worker, target, call)
+        return _execute(ticket, worker, target, call, queue)
 
 
-def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) -> Any:
+def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], queue: str) -> Any:
     _soft_limit.install()
     if not _claim(ticket, worker):
         raise Ignore
+    if ticket.is_promised:
+        metrics.observe(metrics.LATENESS.labels(queue), [late(ticket)])
     failpoints.reached("claimed")
+    began = time.monotonic()
     result, outcome = attempt(target, ticket.run, call)
+    metrics.observe(metrics.DURATION.labels(target), [time.monotonic() - began])
     failpoints.reached("called")
     if outcome.raised is not None:
         reason, error = outcome.reason or Reason.ERROR, outcome.error or {}
@@ -216,6 +221,11 @@ def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any]) 
         refused(ticket)
     failpoints.reached("recorded")
     return result
+
+
+def late(ticket: Ticket) -> float:
+    """Seconds since the slot, by this machine's clock: what a run's record says is by PostgreSQL's."""
+    return max(0.0, (clock.now() - ticket.slot).total_seconds())
 
 
 def attempt(target: str, run: UUID, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:

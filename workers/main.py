@@ -2,13 +2,18 @@
 
 import gc
 import warnings
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from billiard.process import current_process
 from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
+from celery.worker import state
+from prometheus_client import Metric
 
-from app import db, logs, settings
+from app import db, exporter, logs, metrics, settings
 from app.broker import celery_app, declare
 from workers.execution import RecordedTask
 from workers.heartbeat import Clerk, Heartbeat
@@ -59,8 +64,10 @@ def _prepare_to_fork(**_: Any) -> None:
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
-def _forget_the_parents_connections(**_: Any) -> None:
+def _begin(**_: Any) -> None:
+    """The parent's connections are none of a child's; what it counts goes on where the last one in its place ended."""
     db.forget()
+    metrics.become(f"child{current_process().index}")
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
@@ -68,6 +75,16 @@ def _start(sender: Any, **_: Any) -> None:
     _heartbeat.consumer = sender
     for thread in _threads:
         thread.start()
+    exporter.serve("worker", partial(_gauges, sender))
+
+
+def _gauges(consumer: Any) -> Iterable[Metric]:
+    """What this worker is at this moment."""
+    pool = consumer.pool
+    yield exporter.gauge("punctual_worker_processes", "Processes of this worker.", getattr(pool, "num_processes", 0))
+    yield exporter.gauge("punctual_worker_busy", "Messages that its processes work on.", len(state.active_requests))
+    waiting = len(state.reserved_requests) - len(state.active_requests)
+    yield exporter.gauge("punctual_worker_fetched", "Messages that wait for one of its processes.", max(0, waiting))
 
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]

@@ -16,7 +16,7 @@ from celery._state import _task_stack
 from celery.exceptions import Ignore, Reject
 from sqlalchemy.orm import Session
 
-from app import db, errors, failpoints, messages, packs
+from app import db, errors, failpoints, messages, metrics, packs
 from app.broker import celery_app
 from app.messages import Message, Pack, Ticket
 from app.states import Reason
@@ -84,10 +84,18 @@ class Working:
     def record(self) -> None:
         """Records what has ended."""
         lines, self.ended = self.ended, []
+        self._measure(lines)
         for step in records(self.pack, lines):
             execution.insist(partial(db.transact, step), execution.RECORD_PATIENCE)
         self.page.clear()
         failpoints.reached("recorded")
+
+    def _measure(self, lines: Sequence[Line]) -> None:
+        took = [(line.finished_at - line.started_at).total_seconds() for line in lines]
+        metrics.observe(metrics.DURATION.labels(self.pack.target), took)
+        started = [(line.started_at, self.pack.messages[line.position].ticket) for line in lines]
+        late = [max(0.0, (at - ticket.slot).total_seconds()) for at, ticket in started if ticket.is_promised]
+        metrics.observe(metrics.LATENESS.labels(self.pack.queue), late)
 
     def give_back(self, positions: Sequence[int]) -> None:
         """Gives back what there was no time for."""

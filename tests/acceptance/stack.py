@@ -14,6 +14,7 @@ from nodes import Container, Worker, WorkerContainer
 from pytest_celery import CeleryTestNode
 from stores import ROOT, poll
 
+from app import exporter
 from deploy.processes import free_port
 
 KEY = "punctual-test-key"
@@ -40,6 +41,7 @@ class Stack:
 
     def __init__(self, stores, engine):
         self.port = free_port()
+        self.metrics_port = free_port() - exporter.PORTS  # with room for so many from there on
         self.engine = engine
         self.env = (
             {name: value for name, value in os.environ.items() if not name.startswith("PUNCTUAL_")}
@@ -48,6 +50,7 @@ class Stack:
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "HOST": "127.0.0.1",
                 "PORT": str(self.port),
+                "PUNCTUAL_METRICS_PORT": str(self.metrics_port),
                 "SECRET_KEY": "a key for tests only",
                 "PUNCTUAL_ADMIN_KEY": KEY,
                 "PUNCTUAL_HTTP_ALLOW_PRIVATE": "on",

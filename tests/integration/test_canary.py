@@ -66,11 +66,12 @@ def bird():
 
 
 def test_each_queue_that_is_worked_on_has_one_canary_however_many_beats_see_to_it():
-    work_on("default", "reports")
+    work_on("default", "punctual", "reports")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: keep(), range(8)))
     assert [(task.name, task.queue) for task in canaries()] == [
         ("punctual.canary.default", "default"),
+        ("punctual.canary.punctual", "punctual"),
         ("punctual.canary.reports", "reports"),
     ]
 
@@ -188,6 +189,6 @@ def test_no_client_registers_one(client):
 def test_the_figures_of_the_promise_are_of_clients_runs_alone(bird, client):
     sing(bird)
     with db.transaction() as session:
-        while summaries.summarise(session, db.now(session)):
+        while summaries.summarise(session, db.now(session))[1]:
             pass
     assert sum(client.get("/api/v1/stats").json["runs"].values()) == 0

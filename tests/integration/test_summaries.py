@@ -71,7 +71,7 @@ def open_minutes(rows):
 def summarise(now=NOW, **how):
     """Until there is no more to do."""
     with db.transaction() as session:
-        more = summaries.summarise(session, now, **how)
+        _, more = summaries.summarise(session, now, **how)
     if more:
         summarise(now, **how)
 
@@ -211,7 +211,7 @@ def test_an_hour_is_made_only_once_all_of_its_minutes_are():
     open_minutes(rows)
     hour = minute_of(NOW - timedelta(hours=3)).replace(minute=0)
     with db.transaction() as session:
-        assert summaries.summarise(session, NOW, limit=40)
+        assert summaries.summarise(session, NOW, limit=40) == (40, True)
     assert summary(hour, Span.HOUR) is None
     summarise(limit=40)
     assert summary(hour, Span.HOUR).succeeded == 20
@@ -314,7 +314,7 @@ def test_two_at_the_same_time_do_it_once():
     with db.transaction() as first:
         summaries.summarise(first, NOW)
         with db.transaction() as second:
-            assert not summaries.summarise(second, NOW)
+            assert summaries.summarise(second, NOW) == (0, False)
             assert summaries.forget(second, NOW) == 0
             assert second.scalars(select(func.count()).select_from(Summary)).one() == 0
 
@@ -390,10 +390,10 @@ def test_the_chores_make_and_forget_them():
     with db.transaction() as session:
         now = db.now(session)
     add([a_run(now, late=timedelta(milliseconds=3))])
-    while chores.summarise():
+    while chores.summarise().more:
         pass
     assert promise(now=now).runs == 1
-    assert not chores.forget_summaries()
+    assert not chores.forget_summaries().more
 
 
 def test_the_lists_of_what_did_not_succeed_have_an_index():
