@@ -1,9 +1,11 @@
 """What Prometheus reads off each process of a stack while runs go through."""
 
+import re
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from stores import GIVEN, poll
+from stores import GIVEN, ROOT, poll
 
 from app import exporter
 
@@ -22,6 +24,7 @@ def read(port):
     assert answer.headers["Content-Type"] == exporter.CONTENT_TYPE
     found = {}
     for family in text_string_to_metric_families(answer.text):
+        found.setdefault(family.name, [])  # one without a sample right now is shown all the same
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found
@@ -119,7 +122,12 @@ def test_any_web_tells_how_the_whole_stands(stack, shown):
 def test_a_canary_sings_on_each_queue(stack):
     deep = poll(lambda: is_deeply_ready(stack), within=60, every=0.5)
     assert deep["canaries"].keys() == {"default", "punctual"}
-    web = poll(lambda: shown if (shown := read(stack.port)) and "punctual_canary_seconds" in shown else None, within=20)
+
+    def sung():
+        shown = read(stack.port)
+        return shown if len(shown["punctual_canary_seconds"]) == 2 else None
+
+    web = poll(sung, within=60, every=0.5)
     for queue in ("default", "punctual"):
         assert total(web, "punctual_canary_age_seconds", queue=queue) < 45
         assert 0 < total(web, "punctual_canary_seconds", queue=queue) < 10
@@ -128,3 +136,15 @@ def test_a_canary_sings_on_each_queue(stack):
 def is_deeply_ready(stack):
     answer = httpx.get(f"http://127.0.0.1:{stack.port}/readyz", params={"deep": 1}, timeout=10)
     return answer.json() if answer.status_code == httpx.codes.OK else None
+
+
+def test_what_alerts_and_dashboards_ask_for_is_what_the_processes_show(stack, shown):
+    everybody = [*shown["beat"], *shown["worker"], read(stack.port)]
+    there = {name for each in everybody for name in each} | {"up"}  # which is Prometheus's own
+    asked = {}
+    for file in ("rules.yml", "grafana/punctual.json"):
+        text = (ROOT / "deploy/monitoring" / file).read_text()
+        asked[file] = set(re.findall(r"\b(?:punctual|process)_[a-z_]+\b(?=[{\[ )*]|$|\\?\")", text, re.MULTILINE))
+        assert asked[file] - there == set(), file
+    in_both = asked["rules.yml"] & asked["grafana/punctual.json"]
+    assert {"punctual_promise_broken_ratio", "punctual_runs_total"} <= in_both

@@ -45,11 +45,11 @@ def test_every_operation_has_a_summary_of_one_sentence_and_describes_its_errors(
         assert operation["responses"]["default"] == {"$ref": "#/components/responses/DEFAULT_ERROR"}
 
 
-def test_only_health_needs_no_key(document):
+def test_only_health_and_metrics_need_no_key(document):
     assert document["security"] == [{"key": []}]
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     public = {path for (_, path), operation in operations(document).items() if operation.get("security") == []}
-    assert public == {"/healthz", "/readyz"}
+    assert public == {"/healthz", "/readyz", "/metrics"}
 
 
 def test_every_reference_leads_somewhere(document):

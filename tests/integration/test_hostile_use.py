@@ -334,10 +334,13 @@ def test_no_secret_reaches_a_log_or_an_error(client, app, stranger, task, monkey
         monkeypatch.setattr("app.queries.tasks", lambda *_, **__: 1 / 0)
         answers.append(app.test_client().get(TASKS, headers={"Authorization": f"Bearer {made['key']}"}))
     assert answers[-1].status_code == 500
+    shown = stranger.get("/metrics")
+    assert 'endpoint="tasks.create"' in shown.text
     written = log.getvalue()
     assert "ZeroDivisionError" in written
     for hidden in (SECRET, made["key"], made["key"][17:49]):
         assert hidden not in written
+        assert hidden not in shown.text
         for answer in answers:
             if answer.status_code >= 400:
                 assert hidden not in answer.text

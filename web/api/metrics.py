@@ -12,6 +12,7 @@ from app import broker, canary, db, errors, exporter, nodes, queries, settings, 
 from app.exporter import gauge
 from app.models import Run, Task
 from app.states import OPEN, TaskState
+from web import auth
 from web.blueprint import Blueprint
 from web.look import Look
 
@@ -46,7 +47,7 @@ def show() -> flask.Response:
 def _find() -> tuple[Metric, ...]:
     """How the whole stands, by the stores; where they are away, that they are."""
     try:
-        with db.transaction() as session:
+        with auth.transaction() as session:  # whoever asks needs no key
             cluster = queries.cluster(session, db.now(session))
             found = [*_nodes(cluster), *_due(session, cluster), *_promise(session, cluster), *_database(session)]
             found += _canaries(session, cluster)
@@ -91,16 +92,16 @@ def _due(session: Session, cluster: queries.Cluster) -> Iterable[Metric]:
     yield gauge("punctual_tasks_due", "Active tasks whose slot has come and that were not fired yet.", tasks.due)
     yield gauge("punctual_tasks_overdue", "Those of them that are so for 3 s.", tasks.overdue)
     rows = session.execute(
-        select(Run.state, func.count().label("runs"), func.min(Run.fired_at).label("since"))
+        select(Run.state, func.count().label("runs"), func.min(Run.fired_at).filter(~Run.held).label("since"))
         .where(Run.state.in_(sorted(OPEN)))
         .group_by(Run.state)
     ).all()
     counts = dict.fromkeys(sorted(OPEN), 0.0) | {row.state: float(row.runs) for row in rows}
     ages = dict.fromkeys(sorted(OPEN), 0.0) | {
-        row.state: max(0.0, (cluster.now - row.since).total_seconds()) for row in rows
+        row.state: max(0.0, (cluster.now - row.since).total_seconds()) for row in rows if row.since
     }
     yield gauge("punctual_runs_open", "Runs that have not ended.", counts, "state")
-    yield gauge("punctual_oldest_run_seconds", "Since the oldest of them was fired.", ages, "state")
+    yield gauge("punctual_oldest_run_seconds", "Since the first of them, not held, was fired.", ages, "state")
 
 
 def _promise(session: Session, cluster: queries.Cluster) -> Iterable[Metric]:
