@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from app import audit, db, errors, keys, metrics, retry, summaries
+from app import audit, db, errors, keys, metrics, retry, summaries, traces
 from app.messages import Ticket
 from app.models import Attempt, Run, Task
 from app.states import Action, Reason, RunState, TaskState
@@ -91,10 +91,16 @@ def end_attempt(
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
     session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
-    db.after(session, partial(metrics.moved, values["state"], values["reason"]))
+    db.after(session, partial(_tell, ticket, values["state"], values["reason"]))
     if values["state"] == RunState.FAILED and task.pause_after_failures is not None:
         _pause_after(session, task.id)
     return RunState(values["state"])
+
+
+def _tell(ticket: Ticket, state: RunState, reason: Reason) -> None:
+    metrics.moved(state, reason)
+    if state != RunState.RETRYING:
+        traces.ended(ticket, state)
 
 
 def run_again(session: Session, now: datetime, run_id: UUID, *, tag: str | None = None) -> Run:

@@ -12,7 +12,7 @@ from sqlalchemy import DateTime, Text, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import attempts, db, keys, metrics, settings
+from app import attempts, db, keys, metrics, settings, traces
 from app.messages import EXTERNAL_GRACE, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, Reason, RunState
@@ -24,7 +24,9 @@ def succeed(session: Session, ticket: Ticket, result: str | None, worker: str | 
     """Records the result that another app returned, as JSON. False: the run is none of its, ended, or superseded."""
     ended = {"state": RunState.SUCCEEDED, "reason": null(), "error": null(), "finished_at": func.statement_timestamp()}
     moved = _move(session, ticket, worker=worker, result=cast(literal(result, Text()), JSONB), **ended)
-    db.after(session, partial(metrics.moved, RunState.SUCCEEDED, count=moved))
+    if moved:
+        db.after(session, partial(metrics.moved, RunState.SUCCEEDED))
+        db.after(session, partial(traces.ended, ticket, RunState.SUCCEEDED))
     return moved
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import DateTime, Text, bindparam, cast, func, null, select, upda
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, metrics, nodes, settings
+from app import db, errors, keys, metrics, nodes, settings, traces
 from app.messages import Message, Pack, Parcel, Ticket
 from app.models import Run, Target
 from app.states import CLAIMABLE, RunState
@@ -134,8 +134,14 @@ def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
         result=[each.result for each in done],
     )
     succeeded = set(db.execute(session, _SUCCEED_ALL, given).scalars())
-    db.after(session, partial(metrics.moved, RunState.SUCCEEDED, count=len(succeeded)))
+    db.after(session, partial(_tell, [each.ticket for each in done if each.ticket.run in succeeded]))
     return succeeded
+
+
+def _tell(succeeded: Sequence[Ticket]) -> None:
+    metrics.moved(RunState.SUCCEEDED, count=len(succeeded))
+    for ticket in succeeded:
+        traces.ended(ticket, RunState.SUCCEEDED)
 
 
 def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime) -> int:

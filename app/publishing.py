@@ -15,7 +15,7 @@ from kombu import Connection
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps
 
-from app import broker, failpoints, messages, metrics, pulse, settings
+from app import broker, failpoints, messages, metrics, pulse, settings, traces
 from app.messages import CALLS_QUEUE, Message, Pack, Parcel
 
 CONFIRM_TIMEOUT = 3.0
@@ -130,6 +130,8 @@ class Publisher:
         """Whether it went out. One that cannot be put into words is left behind, its neighbours go."""
         try:
             body, headers = self._pack(parcel) if isinstance(parcel, Pack) else self._envelope(parcel)
+            for message in parcel.messages:
+                traces.sent(message.ticket, parcel.queue, headers)
             content_type, encoding, payload = dumps(body, serializer="json")
         except (EncodeError, TypeError, ValueError):
             log.exception("%s cannot be sent, it stays pending", parcel.id)

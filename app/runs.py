@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import audit, db, errors, keys, metrics, summaries
+from app import audit, db, errors, keys, metrics, summaries, traces
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Action, Reason, RunState, Trigger
@@ -86,19 +86,22 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
         kwargs=(_json(run.kwargs) for run in new),
     )
     recorded = set(db.execute(session, _RECORD, given | {"at": now}).scalars())
-    db.after(session, partial(_count, [run for run in new if run.id in recorded]))
+    db.after(session, partial(_tell, [run for run in new if run.id in recorded]))
     # a firing in time asks nothing more of PostgreSQL: the minutes of its slots are open
     summaries.reopen(session, [run.slot for run in new if run.slot < now - summaries.RECENT and run.id in recorded])
     return recorded
 
 
-def _count(recorded: Sequence[NewRun]) -> None:
-    """Counts new runs, which are few kinds, however many they are."""
+def _tell(recorded: Sequence[NewRun]) -> None:
+    """Counts new runs, which are of few kinds, however many they are, and traces them."""
     for (trigger, skipped), count in Counter((run.trigger, run.skipped) for run in recorded).items():
         if skipped is None:
             metrics.RUNS_FIRED.labels(trigger).inc(count)
         else:
             metrics.moved(RunState.SKIPPED, skipped, count)
+    for run in recorded:
+        if run.skipped is None:
+            traces.fired(run.task.id, run.id, run.slot)
 
 
 def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
@@ -118,7 +121,9 @@ def claim(ticket: Ticket, worker: str) -> bool:
 def succeed(ticket: Ticket, result: str | None) -> bool:
     """Records the outcome of a run that returned, as JSON. False: this attempt was superseded, it is refused."""
     succeeded = _SUCCEED(**_key(ticket), a_result=result) == 1
-    metrics.moved(RunState.SUCCEEDED, count=succeeded)
+    if succeeded:
+        metrics.moved(RunState.SUCCEEDED)
+        traces.ended(ticket, RunState.SUCCEEDED)
     return succeeded
 
 

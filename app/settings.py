@@ -78,6 +78,9 @@ class Settings(BaseModel):
     PUNCTUAL_AUTOSCALE_QUIET: Annotated[float, Field(gt=0)] = 30.0
     PUNCTUAL_STOP_GRACE: Annotated[float, Field(ge=0)] = 25.0
 
+    OTEL_EXPORTER_OTLP_ENDPOINT: str | None = None
+    OTEL_TRACES_SAMPLER_ARG: Annotated[float, Field(ge=0, le=1)] = 1.0
+
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
 
@@ -101,6 +104,13 @@ class Settings(BaseModel):
         allowed = schemes[info.field_name]
         if not all(url.startswith(allowed) for url in value.get_secret_value().split(";")):
             raise ValueError(f"must start with {' or '.join(allowed)}")
+        return value
+
+    @field_validator("OTEL_EXPORTER_OTLP_ENDPOINT")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must be an address that takes OTLP over HTTP, such as http://collector:4318")
         return value
 
     @field_validator("PUNCTUAL_EXTERNAL_TARGETS", mode="before")

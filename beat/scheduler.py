@@ -21,7 +21,7 @@ from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
 from sqlalchemy import Integer, SmallInteger, Uuid, bindparam, select, true, tuple_, update
 
-from app import bell, clock, db, dispatch, errors, exporter, metrics, outbox, packs, publishing, pulse, settings
+from app import bell, clock, db, dispatch, errors, exporter, metrics, outbox, packs, publishing, pulse, settings, traces
 from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
@@ -84,6 +84,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
                 self.watchdog.watch(thread)
             self.watchdog.start()
             exporter.serve("beat", self.node.gauges)
+            traces.start("beat")
 
     def setup_schedule(self) -> None:
         """Nothing: what RedBeat takes from the configuration, Punctual takes from PostgreSQL."""
@@ -147,6 +148,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.leases.release()
         self.publisher.close()
         self.chore_thread.join(timeout=5)
+        traces.stop()
         with contextlib.suppress(errors.Unavailable):
             self.node.leave()
         super().close()

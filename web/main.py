@@ -7,7 +7,7 @@ from typing import Any
 import flask
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 
-from app import settings
+from app import settings, traces
 from web import auth, docs, errors, limits, transport, ui
 from web.api import audit, cluster, health, keys, metrics, runs, schedules, stats, targets, tasks
 
@@ -34,6 +34,7 @@ class Sessions(SecureCookieSessionInterface):
 def create_app() -> flask.Flask:
     """A web app of its own. Ends the process with one line where the environment lacks what it needs."""
     auth.require_secrets()
+    traces.start("web")
     app = flask.Flask("web", static_folder=None, static_url_path="/static")
     secret = settings.load().SECRET_KEY
     app.config |= {

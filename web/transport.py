@@ -1,5 +1,6 @@
 """What lies between a client and a view: proxies in front, browsers with their rules, TLS."""
 
+import contextlib
 import re
 import time
 from http import HTTPStatus
@@ -10,7 +11,7 @@ import structlog
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import errors, metrics, settings
+from app import errors, metrics, settings, traces
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._\-]{1,64}")
@@ -69,10 +70,15 @@ def name_request() -> None:
     flask.g.request_id = given if REQUEST_ID_FORM.fullmatch(given) else uuid4().hex
     structlog.contextvars.clear_contextvars()  # a thread serves one request after the other
     structlog.contextvars.bind_contextvars(request=flask.g.request_id)
+    flask.g.traced = contextlib.ExitStack()
+    headers = {key.lower(): value for key, value in flask.request.headers.items()}
+    name = f"{flask.request.method} {flask.request.url_rule or 'unknown'}"
+    flask.g.span = flask.g.traced.enter_context(traces.request(name, headers))
 
 
 def forget_request(_exc: BaseException | None) -> None:
-    """The request is over, and so is its id."""
+    """The request is over, and so are its id and its span."""
+    flask.g.traced.close()
     structlog.contextvars.clear_contextvars()
 
 
@@ -82,6 +88,8 @@ def count(response: flask.Response) -> flask.Response:
     method = flask.request.method if flask.request.method in METHODS else "other"
     measured = metrics.REQUESTS.labels(endpoint, method, response.status_code)
     metrics.observe(measured, [time.monotonic() - flask.g.began])
+    if (span := flask.g.get("span")) is not None:
+        span.set_attribute("http.response.status_code", response.status_code)
     return response
 
 

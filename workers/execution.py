@@ -27,7 +27,7 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostE
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
-from app import attempts, clock, db, errors, failpoints, messages, metrics, runs
+from app import attempts, clock, db, errors, failpoints, messages, metrics, runs, traces
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.states import Reason
 from workers import cancelling, durations, heartbeat, verdicts
@@ -209,7 +209,7 @@ def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], 
         metrics.observe(metrics.LATENESS.labels(queue), [late(ticket)])
     failpoints.reached("claimed")
     began = time.monotonic()
-    result, outcome = attempt(target, ticket.run, call)
+    result, outcome = attempt(target, ticket, call)
     metrics.observe(metrics.DURATION.labels(target), [time.monotonic() - began])
     failpoints.reached("called")
     if outcome.raised is not None:
@@ -228,11 +228,19 @@ def late(ticket: Ticket) -> float:
     return max(0.0, (clock.now() - ticket.slot).total_seconds())
 
 
-def attempt(target: str, run: UUID, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
+def attempt(target: str, ticket: Ticket, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:
     """Calls a target, and notes how long that took. Returns what it returned, and the outcome as it is to be recorded.
 
     `timeout` in seconds is for a target whose message has no soft limit of its own.
     """
+    with traces.attempt(ticket, target) as failed:
+        result, outcome = _attempt(target, ticket.run, call, timeout)
+        if outcome.raised is not None:
+            failed(type(outcome.raised).__name__)
+    return result, outcome
+
+
+def _attempt(target: str, run: UUID, call: Callable[[], Any], timeout: float) -> tuple[Any, Outcome]:
     if timeout:
         _soft_limit.install()  # what came too late for the run before is none of this one's
     began = time.monotonic()

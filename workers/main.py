@@ -13,7 +13,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import state
 from prometheus_client import Metric
 
-from app import db, exporter, logs, metrics, settings
+from app import db, exporter, logs, metrics, settings, traces
 from app.broker import celery_app, declare
 from workers.execution import RecordedTask
 from workers.heartbeat import Clerk, Heartbeat
@@ -68,6 +68,12 @@ def _begin(**_: Any) -> None:
     """The parent's connections are none of a child's; what it counts goes on where the last one in its place ended."""
     db.forget()
     metrics.become(f"child{current_process().index}")
+    traces.start("worker")
+
+
+@signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def _end(**_: Any) -> None:
+    traces.stop()
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
@@ -76,6 +82,7 @@ def _start(sender: Any, **_: Any) -> None:
     for thread in _threads:
         thread.start()
     exporter.serve("worker", partial(_gauges, sender))
+    traces.start("worker")
 
 
 def _gauges(consumer: Any) -> Iterable[Metric]:

@@ -162,7 +162,7 @@ def call(message: Message, worker: str) -> execution.Outcome:
         with execution.named(message.ticket):
             result, outcome = execution.attempt(
                 task.name,
-                message.ticket.run,
+                message.ticket,
                 lambda: task.run(*message.args, **message.kwargs),
                 message.timeout.total_seconds(),
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from app import clock, settings
+from app import clock, settings, traces
 from app.broker import celery_app
 from workers import excerpts
 from workers.targets import gate
@@ -106,6 +106,7 @@ def _headers(run: str, content: bytes, given: Mapping[str, str], *, is_json: boo
     if is_json:
         sent["Content-Type"] = "application/json"
     sent.update(given)
+    traces.inject(sent)
     sent["Idempotency-Key"] = run
     keys = settings.load().webhook_keys
     if keys:
