@@ -106,6 +106,6 @@ def test_a_request_that_makes_a_run_is_linked_with_it_and_a_call_carries_the_tra
     asked = poll(lambda: [span for _, span in collector.spans[CALLER] if "/run" in span.name], within=20)
     assert [link.trace_id.hex() for link in asked[0].links] == [UUID(run["id"]).hex]
     attempt = found["attempt http.request"][1]
-    assert [headers["Traceparent"] for headers in collector.called] == [
+    assert [headers["traceparent"] for headers in collector.called] == [
         f"00-{UUID(run['id']).hex}-{attempt.span_id.hex()}-01"
     ]
