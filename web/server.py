@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from gunicorn import glogging  # type: ignore[import-untyped]
+from gunicorn.http import wsgi  # type: ignore[import-untyped]
 
 from app import logs, metrics, settings
 from web import auth
@@ -24,6 +25,48 @@ class Logger(glogging.Logger):  # type: ignore[misc]
         self.error_log.propagate = True
         self.error_log.setLevel(_config.LOG_LEVEL)
 
+
+class Joined:
+    """A connection on which the head of an answer waits for the first part of its body, and both go out together.
+
+    gunicorn sends them one after the other. A proxy has passed the head on by then: of a web that is killed in between
+    its client gets half an answer, and the proxy cannot ask another web any more.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.held: bytes | None = b""
+
+    def __getattr__(self, name: str) -> Any:
+        self.flush()
+        return getattr(self.inner, name)
+
+    def sendall(self, data: bytes) -> None:
+        if self.held == b"":
+            self.held = data
+        else:
+            head, self.held = self.held or b"", None
+            self.inner.sendall(head + data)
+
+    def flush(self) -> None:
+        """Sends a head that no body follows."""
+        head, self.held = self.held, None
+        if head:
+            self.inner.sendall(head)
+
+
+class Response(wsgi.Response):  # type: ignore[misc]
+    """gunicorn's, on such a connection."""
+
+    def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
+        super().__init__(req, Joined(sock), cfg)
+
+    def close(self) -> None:
+        super().close()
+        self.sock.flush()
+
+
+wsgi.Response = Response  # which its workers make for each request
 
 _host = f"[{_config.HOST}]" if ":" in _config.HOST else _config.HOST
 
