@@ -1,7 +1,9 @@
 """What is written down for deployment fits together: Procfile, compose file, image, pinned requirements."""
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,12 +154,6 @@ def test_the_example_of_secrets_names_each_that_compose_requires():
     assert set(example) == required
 
 
-def test_compose_publishes_on_the_loopback_only():
-    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
-    assert published
-    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
-
-
 def test_the_image_copies_only_what_its_context_holds():
     copied = re.findall(r"^COPY (?!--from)(\S+) ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
@@ -218,3 +214,54 @@ def test_a_port_that_is_taken_is_not_free():
     assert processes.free_port(wanted=taken) == taken
     with processes.socket.create_server(("127.0.0.1", taken)):
         assert processes.free_port(wanted=taken) != taken
+
+
+def test_every_container_is_bounded_and_none_but_the_gateway_is_open_to_other_machines():
+    for name, service in COMPOSE["services"].items():
+        if service.get("restart") != "no":
+            assert service["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory"}, name
+            assert "healthcheck" in service, name
+        for port in service.get("ports", []):
+            assert port.startswith("${GATEWAY_ADDRESS:-127.0.0.1}" if name == "gateway" else "127.0.0.1:"), name
+
+
+def test_what_the_gateway_is_given_is_what_its_configuration_asks_for():
+    asked = set(re.findall(r"\$\{(GATEWAY_\w+)\}", (ROOT / "deploy/gateway/punctual.conf.template").read_text()))
+    asked |= set(re.findall(r"\bGATEWAY_\w+", (ROOT / "deploy/gateway/certificate.sh").read_text()))
+    given = COMPOSE["services"]["gateway"]["environment"]
+    assert asked == given.keys() - {"NGINX_ENVSUBST_FILTER"}
+    assert {given["GATEWAY_WEB1"], given["GATEWAY_WEB2"]} == {"web1:8000", "web2:8000"}
+    assert OURS["web1"]["environment"]["PUNCTUAL_TRUSTED_PROXIES"] == 1
+
+
+def test_the_gateway_makes_a_certificate_where_it_has_none_and_leaves_one_alone(tmp_path):
+    env = os.environ | {"GATEWAY_TLS": str(tmp_path), "GATEWAY_NAME": "punctual.example.com"}
+    for _ in range(2):
+        subprocess.run([ROOT / "deploy/gateway/certificate.sh"], env=env, check=True, capture_output=True)
+        made = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert made.keys() == {"fullchain.pem", "key.pem"}
+    shown = subprocess.run(
+        ["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", tmp_path / "fullchain.pem"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "DNS:punctual.example.com" in shown.stdout
+
+
+def test_prometheus_asks_each_process_where_it_answers():
+    scraped = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text())["scrape_configs"]
+    ports = {name: job["dns_sd_configs"][0]["port"] for job in scraped for name in job["dns_sd_configs"][0]["names"]}
+    assert ports == {
+        "web1": 8000,
+        "web2": 8000,
+        "beat": OURS["beat"]["environment"]["PUNCTUAL_METRICS_PORT"],
+        "worker": OURS["worker"]["environment"]["PUNCTUAL_METRICS_PORT"],
+    }
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_each_file_that_a_container_mounts_is_there(name):
+    for volume in COMPOSE["services"][name].get("volumes", []):
+        source = volume.partition(":")[0]
+        assert (ROOT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
