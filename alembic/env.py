@@ -17,7 +17,10 @@ def is_ours(name: str | None, kind: str, _parents: object) -> bool:
 
 
 def migrate() -> None:
-    engine = create_engine(settings.load().DATABASE_URL.get_secret_value(), connect_args={"connect_timeout": 10})
+    engine = create_engine(
+        settings.load().DATABASE_URL.get_secret_value(),
+        connect_args={"connect_timeout": 10, "target_session_attrs": "read-write"},  # of several hosts, the primary
+    )
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
         connection.commit()

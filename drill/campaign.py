@@ -109,10 +109,10 @@ def run(faults: Sequence[Fault], plan: Plan, seed: int, tell: Tell, logs: Path |
     current: Stack | None = None
     with ExitStack() as exits:
         for fault in faults:
-            if current is None or current.sentinel != fault.sentinel:
+            if current is None or current.replicated != fault.replicated:
                 exits.close()
                 tell("starting a stack of its own")
-                current = exits.enter_context(stack.running(sentinel=fault.sentinel))
+                current = exits.enter_context(stack.running(replicated=fault.replicated))
             result = attack(current, fault, plan, random.Random(f"{seed} {fault.name}"), tell)
             yield result
             if not result.kept:
@@ -173,14 +173,14 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     asked = _now()
     slots = oracle.slots(workload.history, asked)
     wanted = {(slot.task, slot.at) for slot in slots if slot.demand == Demand.MUST and slot.overtaken_at is None}
-    while left := _open(ledger.read(current.database_url, workload.prefix), wanted, asked):
+    while left := _open(ledger.read(current.record_url, workload.prefix), wanted, asked):
         if _now() > asked + timedelta(seconds=PATIENCE):
             break
         time.sleep(STEP)
     result.waited_for = left
     result.starts = seen.starts()
     # after the starts: none of them may be without the row that was claimed before it
-    result.rows = ledger.read(current.database_url, workload.prefix)
+    result.rows = ledger.read(current.record_url, workload.prefix)
     result.calls = workload.history.calls
     until = max(_now(), asked + timedelta(seconds=PROMISE))  # what was due when it was asked has ended, or had its time
     # up to a moment that no row can have reached, as a row without a slot is an offence

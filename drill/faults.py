@@ -72,8 +72,8 @@ class Fault:
     """Whether every second hit falls into a burst."""
     between: float = 10.0
     """Seconds from a heal to the next hit."""
-    sentinel: bool = False
-    """Whether it needs a Redis that fails over."""
+    replicated: bool = False
+    """Whether it needs stores that fail over."""
     needs_rabbitmq: bool = False
     """Whether it stops RabbitMQ, which must then be the drill's own."""
     in_short: bool = False
@@ -233,7 +233,35 @@ SINGLE: tuple[Fault, ...] = (
         hits=5,
         between=12,
         bursts=True,
-        sentinel=True,
+        replicated=True,
+        needs_rabbitmq=True,
+    ),
+    Fault(
+        name="Redis failing over at a lease",
+        variants=_one("Redis failing over at a lease", strikes.redis_fails_over_at_a_lease, ["Redis", "beat"]),
+        bound=Bound(worst=10),
+        hits=5,
+        between=12,
+        replicated=True,
+        needs_rabbitmq=True,
+    ),
+    Fault(
+        name="RabbitMQ losing a node",
+        variants=_one("RabbitMQ losing a node", strikes.rabbitmq_loses_a_node, ["RabbitMQ"], 15, 8),
+        bound=Bound(worst=10, restarts=False),
+        hits=3,
+        between=15,
+        replicated=True,
+        needs_rabbitmq=True,
+    ),
+    Fault(
+        name="PostgreSQL failing over",
+        variants=_one("PostgreSQL failing over", strikes.database_fails_over, ["PostgreSQL"]),
+        bound=Bound(after=10, restarts=False),
+        hits=4,
+        between=20,
+        replicated=True,
+        needs_rabbitmq=True,
     ),
 )
 
@@ -261,7 +289,7 @@ def both(first: Variant, second: Variant) -> Variant:
 def pairs(seed: int, count: int = PAIRS, *, own_rabbitmq: bool = True) -> Fault:
     """Two faults at once, drawn from all that break different things."""
     drawn = random.Random(seed)
-    usable = [fault for fault in SINGLE if not fault.sentinel and (own_rabbitmq or not fault.needs_rabbitmq)]
+    usable = [fault for fault in SINGLE if not fault.replicated and (own_rabbitmq or not fault.needs_rabbitmq)]
     found: dict[str, Variant] = {}
     while len(found) < count:
         one, other = drawn.sample(usable, 2)
@@ -282,7 +310,7 @@ def all_faults(seed: int, *, own_rabbitmq: bool) -> list[Fault]:
     """Every row, but those that stop a RabbitMQ that is not the drill's own. Those of one stack stand together."""
     rows = [*SINGLE, pairs(seed, own_rabbitmq=own_rabbitmq)]
     return sorted(
-        (fault for fault in rows if own_rabbitmq or not fault.needs_rabbitmq), key=lambda fault: fault.sentinel
+        (fault for fault in rows if own_rabbitmq or not fault.needs_rabbitmq), key=lambda fault: fault.replicated
     )
 
 

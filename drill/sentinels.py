@@ -44,9 +44,11 @@ class Watched:
         return next(server for server in self.servers if server.port == int(port))
 
     @contextmanager
-    def failing_over(self) -> Iterator[None]:
-        """The master is killed; within, another takes its place; after, the lost one is started again."""
-        stores.poll(self.is_whole, within=60, what="the return of all replicas")
+    def failing_over(self, *, at_once: bool = False) -> Iterator[None]:
+        """The master is killed; within, another takes its place; after, the lost one is started again. Not before all
+        replicas follow, but where it is to be `at_once`."""
+        if not at_once:
+            stores.poll(self.is_whole, within=60, what="the return of all replicas")
         lost = self.master()
         lost.store.kill()
         try:

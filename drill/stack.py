@@ -24,7 +24,7 @@ from app.settings import Settings
 from beat import entries
 from deploy import embedded, processes, server
 from deploy.processes import StartError
-from drill import links, sentinels, stores
+from drill import cluster, links, sentinels, standby, stores
 from drill.links import Link
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +33,8 @@ BEATS = 2
 STORES = ("PostgreSQL", "Redis", "RabbitMQ")
 URLS = {"PostgreSQL": "DATABASE_URL", "Redis": "REDIS_URL", "RabbitMQ": "BROKER_URL"}
 OPTIONS = {"worker": " --concurrency=2"}
+
+BUCKETS: int = Settings.model_fields["PUNCTUAL_BUCKETS"].default
 
 FAIL_POINT = "PUNCTUAL_FAIL_POINT"
 HEALTH_PATH = "PUNCTUAL_HEALTH_PATH"
@@ -133,18 +135,23 @@ class Stack:
     """What a fault may break: stores, links and processes."""
 
     folder: Path
-    database: stores.Store
+    database: stores.Store | standby.Pair
     database_url: str
     redis: stores.Redis | sentinels.Watched
-    rabbitmq: stores.Store | None
+    rabbitmq: stores.Store | cluster.Cluster | None
     """None where RabbitMQ is the machine's: it is reached over links, and never stopped."""
     broker_url: str
     links: dict[tuple[str, str], Link]
     processes: dict[str, Process] = field(default_factory=dict)
     port: int = 0
-    sentinel: bool = False
-    """Whether its Redis fails over."""
+    replicated: bool = False
+    """Whether its stores fail over."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    @property
+    def record_url(self) -> str:
+        """Of the PostgreSQL that takes changes now."""
+        return self.database.primary().url if isinstance(self.database, standby.Pair) else self.database_url
 
     @property
     def api(self) -> str:
@@ -175,9 +182,8 @@ class Stack:
         return server.is_ready(site) and self._is_shared()
 
     def _is_shared(self) -> bool:
-        buckets = Settings.model_fields["PUNCTUAL_BUCKETS"].default
         with self.redis.client() as client:
-            holders = client.mget([entries.lock_key(bucket) for bucket in range(buckets)])
+            holders = client.mget([entries.lock_key(bucket) for bucket in range(BUCKETS)])
         return None not in holders and len(set(holders)) == len(self.of("beat"))
 
     def wait_ready(self) -> None:
@@ -212,10 +218,10 @@ class Stack:
 
 
 @contextmanager
-def running(*, sentinel: bool = False) -> Iterator[Stack]:
+def running(*, replicated: bool = False) -> Iterator[Stack]:
     """A stack in a temporary folder, up and ready; all of it is ended and removed at the end. Raises StartError."""
     with embedded.temporary() as folder, processes.hold(folder), ExitStack() as exits:
-        stack = _stores(folder, exits, sentinel=sentinel)
+        stack = _stores(folder, exits) if not replicated else _replicated(folder, exits)
         stack.port = processes.free_port()
         (folder / "logs").mkdir()
         lines = server.read(ROOT / "Procfile")
@@ -246,13 +252,9 @@ def _health_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
+def _stores(folder: Path, exits: ExitStack) -> Stack:
     database, database_url = exits.enter_context(stores.database(folder))
-    redis: stores.Redis | sentinels.Watched
-    if sentinel:
-        redis = exits.enter_context(sentinels.running(folder))
-    else:
-        redis = exits.enter_context(stores.redis_server(folder))
+    redis = exits.enter_context(stores.redis_server(folder))
     rabbitmq, broker_url = None, os.environ.get("BROKER_URL", "")
     if stores.has_rabbitmq():
         rabbitmq, broker_url = exits.enter_context(stores.rabbitmq(folder))
@@ -266,16 +268,33 @@ def _stores(folder: Path, exits: ExitStack, *, sentinel: bool) -> Stack:
         rabbitmq=rabbitmq,
         broker_url=broker_url,
         links={},
-        sentinel=sentinel,
+    )
+
+
+def _replicated(folder: Path, exits: ExitStack) -> Stack:
+    """Stores of which each may lose a server: two of PostgreSQL, three of Redis, three of RabbitMQ."""
+    pair = exits.enter_context(standby.running(folder))
+    watched = exits.enter_context(sentinels.running(folder))
+    nodes = exits.enter_context(cluster.running(folder))
+    return Stack(
+        folder=folder,
+        database=pair,
+        database_url=pair.url,
+        redis=watched,
+        rabbitmq=nodes,
+        broker_url=nodes.url,
+        links={},
+        replicated=True,
     )
 
 
 def _linked(stack: Stack, kind: str, direct: Mapping[str, str]) -> dict[str, str]:
-    """Makes the links of a kind of process; returns the URLs that lead over them."""
-    over = {}
+    """Makes the links of a kind of process; returns the URLs that lead over them. To stores that name several servers
+    there are none."""
+    over: dict[str, str] = {}
+    if stack.replicated:
+        return over
     for store, setting in URLS.items():
-        if direct[setting].startswith("redis-sentinel:"):
-            continue  # Sentinels name addresses that lead past any link
         make = links.database if store == "PostgreSQL" else links.server
         stack.links[kind, store], over[setting] = make(direct[setting])
     return over

@@ -95,18 +95,24 @@ class Store:
 
 @contextmanager
 def database(folder: Path) -> Iterator[tuple[Store, str]]:
-    """PostgreSQL with an empty database; its crash is an immediate stop. Yields its URL too."""
+    """PostgreSQL with an empty database. Yields its URL too."""
     with postgresql.prepared(folder) as server:
-        store = Store(server.program, server.is_ready, signal.SIGQUIT)
+        store = crashing(server)
         with running(store):
-            admin = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
-            _make_database(admin)
+            make_database(server)
             yield store, make_url(server.url).set(database=DATABASE).render_as_string(hide_password=False)
 
 
-def _make_database(admin: str) -> None:
+def crashing(server: postgresql.Server) -> Store:
+    """A PostgreSQL whose crash is an immediate stop."""
+    return Store(server.program, server.is_ready, signal.SIGQUIT)
+
+
+def make_database(server: postgresql.Server) -> None:
+    """Makes the drill's database."""
     import psycopg  # noqa: PLC0415
 
+    admin = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {DATABASE}")
 
@@ -184,25 +190,29 @@ def answers(port: int) -> bool:
 def rabbitmq(folder: Path) -> Iterator[tuple[Store, str]]:
     """A RabbitMQ node of the drill's own. Yields its URL too."""
     port, mapper = processes.free_port(), processes.free_port()
-    epmd, node = rabbitmq_programs(folder, port, mapper)
-    with running(Store(epmd, lambda: _listens(mapper))):
+    epmd, node = rabbitmq_programs(folder / "rabbitmq", port, mapper)
+    with running(Store(epmd, lambda: listens(mapper))):
         store = Store(node, lambda: carries(port))
         with running(store):
             yield store, f"amqp://guest:guest@127.0.0.1:{port}//"
 
 
-def rabbitmq_programs(folder: Path, port: int, mapper: int) -> tuple[Program, Program]:
-    """A RabbitMQ node with a name, a cookie and ports of its own, and before it the port mapper that it needs."""
-    home = folder / "rabbitmq"
+def rabbitmq_programs(
+    home: Path, port: int, mapper: int, *, name: str = "RabbitMQ", settings: str = ""
+) -> tuple[Program, Program]:
+    """A RabbitMQ node with a name and ports of its own, and the port mapper that it needs before. Nodes whose homes lie
+    in one folder have one cookie, and may be a cluster."""
     home.mkdir()
-    (home / "rabbitmq.conf").write_text(RABBITMQ_SETTINGS.format(port=port), encoding="ascii")
+    text = RABBITMQ_SETTINGS.format(port=port) + settings
+    (home / "rabbitmq.conf").write_text(text, encoding="ascii")
     (home / "enabled_plugins").write_text("[].\n", encoding="ascii")
     (home / "env.conf").touch()
+    folder = home.parent
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": "C.UTF-8",
-        "HOME": str(home),  # where Erlang keeps the cookie
-        "RABBITMQ_NODENAME": f"drill-{port}@localhost",
+        "HOME": str(folder),  # where Erlang keeps the cookie
+        "RABBITMQ_NODENAME": node_name(port),
         "RABBITMQ_MNESIA_BASE": str(home / "data"),
         "RABBITMQ_LOG_BASE": str(home / "log"),
         "RABBITMQ_LOGS": "-",
@@ -224,15 +234,19 @@ def rabbitmq_programs(folder: Path, port: int, mapper: int) -> tuple[Program, Pr
         env=env,
         log=folder / "epmd.log",
     )
-    node = Program(name="RabbitMQ", argv=[str(RABBITMQ)], cwd=home, env=env, log=folder / "rabbitmq.log")
+    node = Program(name=name, argv=[str(RABBITMQ)], cwd=home, env=env, log=folder / f"{name.lower()}.log")
     return epmd, node
+
+
+def node_name(port: int) -> str:
+    return f"drill-{port}@localhost"
 
 
 def has_rabbitmq() -> bool:
     return RABBITMQ.exists() and shutil.which("epmd") is not None
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     import socket  # noqa: PLC0415
 
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -15,9 +15,13 @@ from datetime import UTC, datetime, timedelta
 import amqp
 import psycopg
 
+from beat import entries
+from deploy import processes
 from drill import links, stores
+from drill.cluster import Cluster
 from drill.sentinels import Watched
-from drill.stack import FAIL_POINT, KINDS, Process, Stack
+from drill.stack import BUCKETS, FAIL_POINT, KINDS, Process, Stack
+from drill.standby import Pair
 from drill.stores import Redis
 from drill.workload import Workload
 
@@ -150,15 +154,48 @@ def redis_fails_over(site: Site) -> Iterator[None]:
 
 
 @contextmanager
+def redis_fails_over_at_a_lease(site: Site) -> Iterator[None]:
+    """The master is killed within 50 ms of a lease being taken: before a replica heard of it, perhaps."""
+    assert isinstance(site.stack.redis, Watched)
+    leader = site.leader()
+    with site.stack.redis.client() as client:
+        locks = [entries.lock_key(bucket) for bucket in range(BUCKETS)]
+        held = set(client.mget(locks))
+        leader.signal(signal.SIGKILL)
+        end = time.monotonic() + PASSED_WITHIN
+        while set(client.mget(locks)) - {None} <= held:
+            if time.monotonic() > end:
+                raise processes.StartError("no lease was taken")
+            time.sleep(0.005)
+    with site.stack.redis.failing_over(at_once=True):
+        yield
+
+
+@contextmanager
 def rabbitmq_gone(site: Site) -> Iterator[None]:
-    assert site.stack.rabbitmq is not None
+    assert isinstance(site.stack.rabbitmq, stores.Store)
     with site.stack.rabbitmq.gone():
         yield
 
 
 @contextmanager
+def rabbitmq_loses_a_node(site: Site) -> Iterator[None]:
+    assert isinstance(site.stack.rabbitmq, Cluster)
+    with site.stack.rabbitmq.without_one():
+        yield
+
+
+@contextmanager
 def database_gone(site: Site) -> Iterator[None]:
+    assert isinstance(site.stack.database, stores.Store)
     with site.stack.database.gone():
+        yield
+
+
+@contextmanager
+def database_fails_over(site: Site) -> Iterator[None]:
+    assert isinstance(site.stack.database, Pair)
+    with site.stack.database.failing_over():
         yield
 
 
@@ -181,7 +218,7 @@ def queue_loses(deed: Callable[[amqp.Channel, str], object]) -> Strike:
 
 def _queued(stack: Stack) -> int:
     """How many runs the broker has confirmed and nobody has claimed: runs, as one message may carry many."""
-    url = stack.database_url.replace("postgresql+psycopg:", "postgresql:", 1)
+    url = stack.record_url.replace("postgresql+psycopg:", "postgresql:", 1)
     with psycopg.connect(url, connect_timeout=5) as connection:
         row = connection.execute("SELECT count(*) FROM runs WHERE state = 'queued'").fetchone()
     return int(row[0]) if row else 0

@@ -105,7 +105,7 @@ class Machine:
     def rabbitmq(self, port, env):
         home = self.folder / f"{next(self._numbers)}.rabbitmq"
         home.mkdir()
-        epmd, node = servers.rabbitmq_programs(home, port, processes.free_port())
+        epmd, node = servers.rabbitmq_programs(home / "rabbitmq", port, processes.free_port())
         # in one session, so that the port mapper ends with the node
         argv = ["bash", "-c", f"{shlex.join(epmd.argv)} & exec {shlex.join(node.argv)}"]
         return Process(replace(node, argv=argv, env=node.env | env), {AMQP: port})

@@ -110,7 +110,9 @@ def test_two_faults_at_once(attacked):
     attacked(faults.pairs(random.randrange(1000), count=1, own_rabbitmq=stores.has_rabbitmq()))
 
 
-def test_redis_fails_over():
-    need("RabbitMQ: install rabbitmq-server, or set BROKER_URL to an amqp:// address", there=has_a_broker())
-    with stack.running(sentinel=True) as running:
+def test_each_store_fails_over():
+    need("RabbitMQ: install rabbitmq-server", there=stores.has_rabbitmq())
+    with stack.running(replicated=True) as running:
         attack(running, ROWS["Redis failing over"])
+        attack(running, ROWS["RabbitMQ losing a node"])
+        attack(running, ROWS["PostgreSQL failing over"])

@@ -131,5 +131,5 @@ def test_the_full_campaign_hits_as_often_as_was_promised():
     assert len(campaign.FULL.variants(rows["leader killed"], drawn)) == 20
     assert len(campaign.FULL.variants(rows["leader paused"], drawn)) == 15
     assert len(campaign.FULL.variants(rows["beat fails at fired"], drawn)) == 10
-    assert {fault.sentinel for fault in faults.SINGLE} == {False, True}
+    assert {fault.replicated for fault in faults.SINGLE} == {False, True}
     assert campaign.FULL.quiet == 60
