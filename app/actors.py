@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, event, select, true
+from sqlalchemy import ColumnElement, event, select
 from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 
-from app import errors
-from app.models import Run, Task
+from app import errors, models
+from app.models import Incident, Run, Task
 from app.states import Role, Via
 
 
@@ -69,18 +69,20 @@ def _confine(state: ORMExecuteState) -> None:
         return
     state.statement = state.statement.options(
         with_loader_criteria(Task, _tasks_of(actor), include_aliases=True),
-        with_loader_criteria(Run, _runs_of(actor), include_aliases=True),
+        with_loader_criteria(Run, _those_of(actor, Run.task_id), include_aliases=True),
+        with_loader_criteria(Incident, _those_of(actor, Incident.task_id), include_aliases=True),
     )
 
 
 def _tasks_of(actor: Actor) -> ColumnElement[bool]:
-    wanted: ColumnElement[bool] = Task.labels.contains(dict(actor.labels)) if actor.labels else true()
+    wanted = ~models.is_system(Task)  # notices name other people's tasks
+    wanted = wanted & Task.labels.contains(dict(actor.labels)) if actor.labels else wanted
     return wanted & Task.queue.in_(actor.queues) if actor.queues is not None else wanted
 
 
-def _runs_of(actor: Actor) -> ColumnElement[bool]:
-    """A run belongs to whoever sees its task as it is now; a deleted one has kept its labels."""
-    mine = select(_THEIRS.c.id).where(_THEIRS.c.id == Run.task_id)
+def _those_of(actor: Actor, task_id: Any) -> ColumnElement[bool]:
+    """A run or an incident belongs to whoever sees its task as it is now; a deleted one has kept its labels."""
+    mine = select(_THEIRS.c.id).where(_THEIRS.c.id == task_id, ~models.is_system(_THEIRS.c))
     if actor.labels:
         mine = mine.where(_THEIRS.c.labels.contains(dict(actor.labels)))
     if actor.queues is not None:

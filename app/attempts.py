@@ -5,6 +5,7 @@ The row of the run is locked first, and each move names the attempt that it spea
 comes back from the dead, the second to come finds nothing.
 """
 
+import logging
 import math
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
@@ -15,10 +16,11 @@ from uuid import UUID
 from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from app import audit, db, errors, keys, metrics, retry, summaries, traces
-from app.messages import Ticket
+from app import audit, db, errors, incidents, keys, metrics, retry, summaries, traces
+from app.incidents import Sign
+from app.messages import OWN, Ticket
 from app.models import Attempt, Run, Task
-from app.states import Action, Reason, RunState, TaskState
+from app.states import Action, Reason, RunState, TaskState, Trouble
 
 LOST_AFTER = timedelta(seconds=3)
 """Without a heartbeat for this long a running run counts as lost. Workers renew twice a second."""
@@ -29,6 +31,8 @@ GIVEN_BACK = "given_back"
 """The outcome of an attempt that ended with its worker's stop: nobody's failure, and not counted as one."""
 
 BATCH = 500
+
+log = logging.getLogger(__name__)
 
 
 def fail(
@@ -92,8 +96,8 @@ def end_attempt(
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
     session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
     db.after(session, partial(_tell, ticket, values["state"], values["reason"]))
-    if values["state"] == RunState.FAILED and task.pause_after_failures is not None:
-        _pause_after(session, task.id)
+    if values["state"] == RunState.FAILED:
+        _note_failure(session, ticket, task)
     return RunState(values["state"])
 
 
@@ -146,7 +150,7 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
             delay=timedelta(0),
             again=run.attempt_started_at is None,
         )
-        for run, task in sorted(lost, key=lambda pair: pair[1].id)  # two beats that pause their tasks cannot deadlock
+        for run, task in sorted(lost, key=lambda pair: pair[1].id)  # two beats that report or pause cannot deadlock
     ]
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
@@ -177,7 +181,17 @@ def _has_another(session: Session, ticket: Ticket, task: Task) -> bool:
     return ticket.attempt - _given_back(session, ticket) < task.max_attempts
 
 
-def _pause_after(session: Session, task_id: UUID) -> None:
+def _note_failure(session: Session, ticket: Ticket, task: Task) -> None:
+    """A run failed for good: its task is not well, and may be paused for it."""
+    if task.target.startswith(OWN):  # to tell of a notification that failed takes another one
+        log.error("run %s of %s failed for good: nobody is told but by this line", ticket.run, task.name)
+        return
+    incidents.report(session, Trouble.FAILED, [Sign(task_id=task.id, run_id=ticket.run, slot=ticket.slot)])
+    if task.pause_after_failures is not None:
+        _pause_after(session, ticket, task.id)
+
+
+def _pause_after(session: Session, ticket: Ticket, task_id: UUID) -> None:
     """Pauses a task whose newest runs have all failed since somebody last had a look at it.
 
     Its row is locked first: of two runs that fail at the same moment, the second to come sees the first.
@@ -196,6 +210,8 @@ def _pause_after(session: Session, task_id: UUID) -> None:
         task.state, task.note = TaskState.PAUSED, f"Paused by Punctual: its last {count} failed."
         task.version += 1
         task.updated_at = func.statement_timestamp()
+        sign = Sign(task_id=task_id, run_id=ticket.run, slot=ticket.slot, note=task.note)
+        incidents.report(session, Trouble.PAUSED, [sign])
 
 
 def _outcome(reason: Reason) -> str:

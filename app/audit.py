@@ -60,6 +60,7 @@ _TASK = {
     "backoff_jitter": "retry.jitter",
     "timeout": "timeout",
     "pause_after_failures": "pause_after_failures",
+    "notify": "notify",
     "state": "state",
     "note": "note",
 }

@@ -22,11 +22,11 @@ from uuid import UUID
 from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, failpoints, outbox, packs, policies, runs, schedules
+from app import db, errors, failpoints, incidents, outbox, packs, policies, runs, schedules
 from app.messages import Message, Parcel, Ticket
 from app.models import Task
 from app.policies import Fate
-from app.states import Catchup, Overlap, Reason, TaskState, Trigger
+from app.states import Catchup, Overlap, Reason, TaskState, Trigger, Trouble
 
 BATCH = 500
 
@@ -157,6 +157,8 @@ def _record_due(session: Session, now: datetime, task_ids: Collection[UUID], row
     _set_aside(session, now, poisoned)
     new = _runs(session, now, plans)
     recorded = runs.record(session, now, new)
+    missed = [run for run in new if (run.missed or run.skipped == Reason.MISSED) and run.id in recorded]
+    incidents.report_missed(session, missed)
     wanted = [run for run in new if run.id in recorded and not run.skipped]
     made = Counter(run.task.id for run in wanted)
     _advance(session, plans, made)
@@ -231,6 +233,8 @@ def _set_aside(session: Session, now: datetime, poisoned: Mapping[UUID, str]) ->
         note = {"note": f"Paused by Punctual: {why}", "set_aside": why}
         values = note | {"state": TaskState.PAUSED, "version": Task.version + 1, "updated_at": now}
         session.execute(update(Task).where(Task.id == task_id).values(values))
+    signs = [incidents.Sign(task_id=task_id, note=f"Paused by Punctual: {why}") for task_id, why in poisoned.items()]
+    incidents.report(session, Trouble.PAUSED, signs)
 
 
 def _plan(task: Any, now: datetime) -> _Plan:

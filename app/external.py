@@ -58,7 +58,7 @@ def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
     ).all()
     ended = [
         attempts.end_attempt(session, keys.ticket(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
-        for run, task in silent
+        for run, task in sorted(silent, key=lambda pair: pair[1].id)  # as `attempts.rescue_lost` does
     ]
     return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 

@@ -16,6 +16,10 @@ registers, changes or deletes one, and lists leave them out unless their target 
 CANARY = "punctual.canary"
 """The target of the canaries, see `app.canary`."""
 
+WEBHOOK = "punctual.webhook"
+EMAIL = "punctual.email"
+"""The targets of notifications, see `app.notifications`."""
+
 PACK = "punctual.pack"
 """The Celery task that works through a pack. Its one argument is what `Pack.encode` makes."""
 

@@ -57,9 +57,10 @@ class Base(DeclarativeBase):
 SYSTEM_TARGET = f"target LIKE '{OWN}%'"
 
 
-def is_system(rows: "type[Task | Run]") -> ColumnElement[bool]:
+def is_system(rows: Any) -> ColumnElement[bool]:
     """Whether a task, or the task of a run, is Punctual's own. In the very words of its index, which are literal."""
-    return rows.target.op("LIKE", is_comparison=True)(literal_column(f"'{OWN}%'"))
+    found: ColumnElement[bool] = rows.target.op("LIKE", is_comparison=True)(literal_column(f"'{OWN}%'"))
+    return found
 
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
@@ -97,6 +98,8 @@ class Task(Base):
     timeout: Mapped[timedelta]
     pause_after_failures: Mapped[int | None]
     """How many runs in a row have to fail for it to be paused; null: never."""
+    notify: Mapped[JSON | None] = mapped_column(JSONB(none_as_null=True))
+    """Who is told of its incidents, and of which: `on`, `webhook` and `email`. Null: as the settings have it."""
     state: Mapped[str]
     note: Mapped[str | None]
     set_aside: Mapped[str | None]
@@ -351,9 +354,58 @@ class Summary(Base):
     """The greatest lateness."""
     histogram: Mapped[JSON] = mapped_column(server_default="{}")
     """How many started how late, by the buckets of `app.summaries`: histograms are added up."""
+    looked_at: Mapped[datetime | None]
+    """The `made_at` up to which late runs were looked for in it: see `app.incidents`."""
 
     __table_args__ = (
         PrimaryKeyConstraint("span", "start"),
         _one_of("span", states.Span),
         Index("ix_summaries_open", "start", postgresql_where=text("open AND span = 'minute'")),
+    )
+
+
+class Incident(Base):
+    """That a task is not well in one way, from when until when, and what was told of it."""
+
+    __tablename__ = "incidents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    task_id: Mapped[UUID]
+    task_name: Mapped[str]
+    kind: Mapped[str]
+    run_id: Mapped[UUID | None]
+    """The run that opened it, and its slot; null where none did."""
+    scheduled_for: Mapped[datetime | None]
+    note: Mapped[str | None]
+    """Why, where no run tells it."""
+    count: Mapped[int]
+    """How many runs or slots it is about by now, the first one included."""
+    reopened: Mapped[int] = mapped_column(server_default="0")
+    """How often it came back soon after it was over."""
+    opened_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+    """When the last of its runs or slots came to it."""
+    last_slot: Mapped[datetime | None]
+    """The latest slot of these."""
+    closed_at: Mapped[datetime | None]
+    ending: Mapped[str | None]
+    untold: Mapped[bool] = mapped_column(server_default=true())
+    """It opened or closed, and nobody has looked yet who is to be told."""
+    changed_at: Mapped[datetime]
+    """Since when that is so."""
+    told: Mapped[str | None]
+    told_by: Mapped[UUID | None]
+    """The notification that told that it opened."""
+
+    __table_args__ = (
+        _one_of("kind", states.Trouble),
+        _one_of("ending", states.Ending),
+        _one_of("told", states.Told),
+        # of a task and a kind one at most is open, however many see the trouble at once
+        Index("uq_incidents_open", "task_id", "kind", unique=True, postgresql_where=text("closed_at IS NULL")),
+        Index("ix_incidents_untold", "changed_at", postgresql_where=text("untold")),
+        # the list, newest first, by keyset, and a task's own
+        Index("ix_incidents_opened", "opened_at", "id"),
+        Index("ix_incidents_task", "task_id", "kind", "opened_at"),
+        Index("ix_incidents_closed", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),
     )

@@ -16,10 +16,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app import db, errors, fields, models, nodes, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, OWN
-from app.models import ApiKey, Attempt, AuditEntry, Node, Run, Target, Task
+from app.models import ApiKey, Attempt, AuditEntry, Incident, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
 
-Row = TypeVar("Row", Task, Run, ApiKey, AuditEntry)
+Row = TypeVar("Row", Task, Run, ApiKey, AuditEntry, Incident)
 
 OWN_QUEUES = (DEFAULT_QUEUE, CALLS_QUEUE, DEAD_LETTERS)
 
@@ -198,6 +198,18 @@ def task_runs(session: Session, task_id: UUID, **filters: Any) -> Page[Run]:
     return runs(session, task_id=task_id, **filters)
 
 
+def incidents(
+    session: Session, *, is_open: bool | None = None, task_id: UUID | None = None, limit: int, after: str | None
+) -> Page[Incident]:
+    """Incidents, newest first: the open ones, those that are over, or all."""
+    query = select(Incident)
+    if is_open is not None:
+        query = query.where(Incident.closed_at.is_(None) if is_open else Incident.closed_at.is_not(None))
+    if task_id:
+        query = query.where(Incident.task_id == task_id)
+    return _page(session, query, NEWEST_INCIDENT, Incident.id, limit, after)
+
+
 def api_keys(session: Session, *, limit: int, after: str | None) -> Page[ApiKey]:
     """Keys, newest first; those that were revoked too."""
     return _page(session, select(ApiKey), NEWEST_KEY, ApiKey.id, limit, after)
@@ -306,6 +318,7 @@ ORDERS = {
     "name": Order(column=Task.name, ascending=True, read=str),
 }
 NEWEST_SLOT = Order(column=Run.scheduled_for, ascending=False, read=_instant)
+NEWEST_INCIDENT = Order(column=Incident.opened_at, ascending=False, read=_instant)
 NEWEST_KEY = Order(column=ApiKey.created_at, ascending=False, read=_instant)
 NEWEST_ENTRY = Order(column=AuditEntry.id, ascending=False, read=lambda text: _bounded(int(text)))
 

@@ -8,17 +8,18 @@ from datetime import timedelta
 from typing import Any, cast
 
 import marshmallow as ma
-from marshmallow import fields
+from marshmallow import fields, validate
 
-from app import errors, models, queries, signatures
+from app import errors, models, queries, settings, signatures
 from app.fields import Choice, Flag, Instant, JsonArray, JsonObject, Seconds, Text, Whole
-from app.states import Catchup, Overlap, Reason, RunState, TaskState, Trigger
+from app.states import Catchup, Ending, Overlap, Reason, RunState, TaskState, Trigger, Trouble
 
 MAX_ARGUMENTS = 32 * 1024
 """Bytes of args and kwargs together, as JSON."""
 
 MAX_LABELS = 32
 MAX_COUNT = 2**31 - 1
+MAX_ADDRESSES = 10
 DAY = 86_400
 YEAR = 366 * DAY
 VISIBLE = r"[\s\S]*\S[\s\S]*"
@@ -30,6 +31,9 @@ QUEUE_SAYS = (
     "Must be 1 to 64 of the characters A-Z, a-z, 0-9, _ . and -,"
     " and not begin with amq., celery, punctual, unacked or _kombu, which are the broker's and ours."
 )
+WEBHOOK = r"https?://(?![^/?#]*@)[!-~]+"
+WEBHOOK_SAYS = "Must be an address that begins with http:// or https://, without spaces and without a password."
+ADDRESS = settings.ADDRESS.pattern
 LABEL_KEY = r"[^:]{1,63}"
 LABEL_KEY_SAYS = "Must be 1 to 63 characters without a colon."
 
@@ -96,6 +100,39 @@ class RetrySchema(RowSchema):
     jitter = Flag(load_default=True)
 
 
+class NotifySchema(RowSchema):
+    """Who is told of a task's incidents, and of which. Where neither a webhook nor an address is given, those whom the
+    settings name; an empty `on`: nobody."""
+
+    on = fields.List(
+        Choice(Trouble),
+        load_default=lambda: [str(kind) for kind in Trouble],
+        validate=validate.Length(max=len(Trouble)),
+        error_messages={"invalid": "Must be an array."},
+        metadata={"default": [str(kind) for kind in Trouble], "uniqueItems": True},
+    )
+    webhook = Text(
+        0, 2000, pattern=WEBHOOK, allow_none=True, load_default=None, error_messages={"pattern": WEBHOOK_SAYS}
+    )
+    email = fields.List(
+        Text(pattern=ADDRESS, error_messages={"pattern": "Must be an address such as ops@example.com."}),
+        load_default=list,
+        validate=validate.Length(max=MAX_ADDRESSES),
+        error_messages={"invalid": "Must be an array."},
+        metadata={"default": [], "uniqueItems": True},
+    )
+
+    @ma.validates("on", "email")
+    def _check_doubles(self, value: list[str], **_: Any) -> None:
+        if len({*value}) < len(value):
+            raise ma.ValidationError("May name each one once.")
+
+    @ma.validates("email")
+    def _check_mails(self, value: list[str], **_: Any) -> None:
+        if value and settings.load().PUNCTUAL_SMTP_URL is None:
+            raise ma.ValidationError("This Punctual sends no mails: PUNCTUAL_SMTP_URL is not set.")
+
+
 _CATCHUP: Fields = CatchupSchema().load({})
 _RETRY: Fields = RetrySchema().load({})
 """Loaded once: to make a schema costs more than all else that is done with a task."""
@@ -135,6 +172,12 @@ class TaskSchema(SizedSchema):
         allow_none=True,
         load_default=None,
         metadata={"description": "How many runs in a row must fail for the task to be paused; null: never."},
+    )
+    notify = fields.Nested(
+        NotifySchema,
+        allow_none=True,
+        load_default=None,
+        metadata={"description": "Who is told of its incidents, and of which; null: as the settings have it."},
     )
     state = Choice(TaskState, dump_only=True)
     note = fields.String(dump_only=True, allow_none=True)
@@ -284,6 +327,32 @@ class RunSchema(RowSchema):
             "lateness_ms": lateness(run),
             "cancelling": cancelling,
         }
+
+
+class IncidentSchema(RowSchema):
+    """That a task is not well in one way, from when until when."""
+
+    id = fields.UUID()
+    task_id = fields.UUID()
+    task_name = fields.String()
+    kind = Choice(Trouble)
+    run_id = fields.UUID(allow_none=True, metadata={"description": "The run that opened it."})
+    scheduled_for = Instant(allow_none=True, metadata={"description": "Its slot."})
+    note = fields.String(allow_none=True)
+    count = fields.Integer(metadata={"description": "How many runs or slots it is about by now."})
+    reopened = fields.Integer(metadata={"description": "How often it came back soon after it was over."})
+    opened_at = Instant()
+    last_at = Instant(metadata={"description": "When the last of these came to it."})
+    closed_at = Instant(allow_none=True)
+    ending = Choice(
+        Ending,
+        allow_none=True,
+        metadata={"description": "`well`: it is well again; `over`: no slot is left that could show it."},
+    )
+
+    @ma.pre_dump
+    def _flatten(self, incident: models.Incident, **_: Any) -> Fields:
+        return {name: getattr(incident, name) for name in self.fields}
 
 
 class AttemptSchema(Schema):

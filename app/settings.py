@@ -9,13 +9,16 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from app.states import Trouble
 
 DATABASE_SCHEMES = ("postgresql+psycopg://",)
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis-sentinel://")
@@ -34,6 +37,15 @@ ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?")
 
 WEBHOOK_KEY = range(24, 65)
 """Bytes of a key that signs, as standardwebhooks.com asks for."""
+
+PAGE = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?(/[A-Za-z0-9_.~/\-]*)?")
+
+ADDRESS = re.compile(
+    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9\-.]{0,251}[A-Za-z0-9])?", re.ASCII
+)
+"""An address of mail, as an HTML form has it."""
+
+SMTP_PORTS = {"smtp": 25, "smtps": 465, "smtp+starttls": 587}
 
 
 CLIENT = frozenset({"PUNCTUAL_URL", "PUNCTUAL_KEY"})
@@ -62,6 +74,12 @@ class Settings(BaseModel):
     PUNCTUAL_SHELL: bool = False
     PUNCTUAL_HTTP_ALLOW_PRIVATE: bool = False
     PUNCTUAL_WEBHOOK_SECRET: SecretStr | None = None
+    PUNCTUAL_NOTIFY_WEBHOOK: SecretStr | None = None
+    PUNCTUAL_NOTIFY_EMAIL: tuple[str, ...] = ()
+    PUNCTUAL_NOTIFY_ON: tuple[Trouble, ...] = tuple(Trouble)
+    PUNCTUAL_SMTP_URL: SecretStr | None = None
+    PUNCTUAL_MAIL_FROM: str = ""
+    PUNCTUAL_PAGE_URL: str = ""
     PUNCTUAL_HEALTH_PATH: Path | None = None
     PUNCTUAL_METRICS_PORT: Annotated[int, Field(ge=0, le=65526)] = 0
     PUNCTUAL_MAX_BODY: Annotated[int, Field(ge=1024)] = 64 * 1024
@@ -84,7 +102,9 @@ class Settings(BaseModel):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
 
-    @field_validator("PUNCTUAL_TASK_MODULES", "PUNCTUAL_CORS_ORIGINS", mode="before")
+    @field_validator(
+        "PUNCTUAL_TASK_MODULES", "PUNCTUAL_CORS_ORIGINS", "PUNCTUAL_NOTIFY_EMAIL", "PUNCTUAL_NOTIFY_ON", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
@@ -134,6 +154,44 @@ class Settings(BaseModel):
             _keys(value)
         return value
 
+    @field_validator("PUNCTUAL_NOTIFY_WEBHOOK")
+    @classmethod
+    def _webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit(value.get_secret_value()) if value else None
+        if parts and not (parts.scheme in {"http", "https"} and parts.hostname and not parts.username):
+            raise ValueError("must be an address that begins with http:// or https://, without a password")
+        return value
+
+    @field_validator("PUNCTUAL_NOTIFY_EMAIL", "PUNCTUAL_MAIL_FROM")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        for address in (value,) if isinstance(value, str) else value:
+            if address and not ADDRESS.fullmatch(address):
+                raise ValueError(f"{address!r} is no address such as ops@example.com")
+        return value
+
+    @field_validator("PUNCTUAL_SMTP_URL")
+    @classmethod
+    def _smtp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            mail_server(value)
+        return value
+
+    @field_validator("PUNCTUAL_PAGE_URL")
+    @classmethod
+    def _page(cls, value: str) -> str:
+        if value and not PAGE.fullmatch(value):
+            raise ValueError("must be the address of the pages, such as https://punctual.example.com")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _mails(self) -> Self:
+        if self.PUNCTUAL_NOTIFY_EMAIL and self.PUNCTUAL_SMTP_URL is None:
+            raise ValueError("PUNCTUAL_NOTIFY_EMAIL: needs PUNCTUAL_SMTP_URL, which says by which server mails go")
+        if self.PUNCTUAL_SMTP_URL is not None and not self.PUNCTUAL_MAIL_FROM:
+            raise ValueError("PUNCTUAL_SMTP_URL: needs PUNCTUAL_MAIL_FROM, the address that mails come from")
+        return self
+
     @model_validator(mode="after")
     def _fail_point(self) -> Self:
         if not self.PUNCTUAL_FAIL_POINT:
@@ -171,6 +229,42 @@ class Settings(BaseModel):
             return cls.model_validate({name: value for name, value in values.items() if value is not None})
         except ValidationError as exc:
             raise ValueError(_one_line(exc)) from None  # the chain would print the value, perhaps a secret
+
+
+@dataclass(frozen=True, kw_only=True)
+class MailServer:
+    """Where mails are handed over."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str | None
+    password: str = field(default="", repr=False)
+
+
+def mail_server(url: SecretStr) -> MailServer:
+    """What `PUNCTUAL_SMTP_URL` says. Raises ValueError, which does not show it."""
+    says = (
+        "must be smtp://host, smtps://user:password@host or smtp+starttls://user:password@host, with or without :port"
+    )
+    try:
+        parts = urlsplit(url.get_secret_value())
+        port = parts.port or SMTP_PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        raise ValueError(says) from None
+    if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(says)
+    if parts.username and parts.scheme == "smtp":
+        raise ValueError(
+            "a password goes over smtps:// or smtp+starttls:// alone: smtp:// would show it to the network"
+        )
+    return MailServer(
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=port,
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password or ""),
+    )
 
 
 def _keys(secret: SecretStr) -> tuple[bytes, ...]:

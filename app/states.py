@@ -120,6 +120,38 @@ class Trigger(StrEnum):
     BACKFILL = "backfill"
 
 
+class Trouble(StrEnum):
+    """In which way a task is not well: the kinds of incidents."""
+
+    FAILED = "failed"
+    """A run of it failed for good. It is well again when a later one succeeds, or that one when it is retried."""
+    LATE = "late"
+    """A run of it has not started when it should have. It is well again when a later one starts in time."""
+    MISSED = "missed"
+    """A slot of it has no run of its own. It is well again when a later one is fired in time."""
+    PAUSED = "paused"
+    """Punctual paused it, no person did. It is well again when it is resumed."""
+
+
+class Ending(StrEnum):
+    """How an incident came to its end."""
+
+    WELL = "well"
+    DELETED = "deleted"
+    """Its task was deleted."""
+    OVER = "over"
+    """Its task has no slot left that could show that it is well."""
+
+
+class Told(StrEnum):
+    """What was last told of an incident, where anything was."""
+
+    OPENED = "opened"
+    CLOSED = "closed"
+    NOTHING = "nothing"
+    """Nobody was to be told when it opened; so nobody is when it is over."""
+
+
 class Overlap(StrEnum):
     """What becomes of a slot while an earlier run of its task is open."""
 

@@ -18,14 +18,18 @@ from app.states import TaskState
 _SCHEMA = schemas.TaskSchema()
 
 
-def register(session: Session, now: datetime, name: str, queue: str = DEFAULT_QUEUE, **fields: Any) -> UUID:
+def register(
+    session: Session, now: datetime, name: str, queue: str = DEFAULT_QUEUE, *, has_slots: bool = True, **fields: Any
+) -> UUID:
     """Registers a system task, unless there is one of this name; returns its id. `fields` are as a client gives them,
-    who may give neither such a name nor our own queue.
+    who may give neither such a name nor our own queue. One without slots has the runs alone that are made by hand.
 
     No worker needs to have offered its target yet. Of two that register it at once the second waits for the first.
     """
     assert name.startswith(OWN), name
     task = tasks.new(session, now, schemas.load(_SCHEMA, fields) | {"name": name, "queue": queue})
+    if not has_slots:
+        task.state, task.next_run_at = TaskState.COMPLETED, None
     made: UUID | None = session.scalar(insert(Task).values(vars(task)).on_conflict_do_nothing().returning(Task.id))
     if made is not None:
         bell.ring(session, task.bucket)

@@ -33,13 +33,16 @@ from app import (
 )
 from app.messages import DEFAULT_QUEUE, OWN
 from app.models import Run, Task
-from app.states import Action, Reason, TaskState, Trigger
+from app.states import Action, Reason, TaskState, Trigger, Trouble
 
 Fields = Mapping[str, Any]
 Since = Literal["now", "last"]
 
 DAY = timedelta(days=1)
 """How far back a recurring task catches up where nothing is said; a one-time task runs however late."""
+
+NOBODY_ELSE: Fields = {"on": [str(kind) for kind in Trouble], "webhook": None, "email": []}
+"""What is meant where a `notify` says no more."""
 
 TIMING = frozenset({"schedule", "starts_at", "ends_at", "max_runs", "jitter"})
 """The fields that decide when a task is due."""
@@ -263,6 +266,8 @@ def _columns(fields: Fields, now: datetime) -> dict[str, Any]:
     columns = {name: value for name, value in fields.items() if name not in nested}
     if "schedule" in fields:
         columns["schedule"] = schedules.dump(planning.parse(fields["schedule"], now))
+    if fields.get("notify"):  # as a whole: a part of it would speak of whom somebody else named
+        columns["notify"] = NOBODY_ELSE | fields["notify"]
     columns |= {f"catchup_{name}": value for name, value in fields.get("catchup", {}).items()}
     retry = dict(fields.get("retry", {}))
     if "jitter" in retry:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -27,7 +28,9 @@ from app import (
     dispatch,
     errors,
     external,
+    incidents,
     metrics,
+    notifications,
     outbox,
     publishing,
     pulse,
@@ -98,6 +101,8 @@ class Chores:
         self.publisher = publisher
         self.contact = Contact()
         self.stopping = threading.Event()
+        self.incident: UUID | None = None
+        """Up to which the open ones were looked at."""
         self.all = [
             Chore(name="make_partitions", every=3600, step=make_partitions),
             Chore(name="fire_overdue", every=1, step=self.fire_overdue),
@@ -109,6 +114,10 @@ class Chores:
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
             Chore(name="forget_answers", every=3600, step=forget_answers),
             Chore(name="keep_canaries", every=5, step=keep_canaries),
+            Chore(name="find_late", every=2, step=find_late),
+            Chore(name="close_incidents", every=2, step=self.close_incidents),
+            Chore(name="notify", every=1, step=self.notify),
+            Chore(name="forget_incidents", every=3600, step=forget_incidents),
             Chore(name="seal_audit", every=1, step=seal_audit),
             Chore(name="summarise", every=5, step=summarise),
             Chore(name="forget_summaries", every=3600, step=forget_summaries),
@@ -196,6 +205,20 @@ class Chores:
                 sent, more = sent + again, more or again >= outbox.BATCH
         return Done(sent, more)
 
+    def close_incidents(self) -> Done:
+        """Closes incidents whose tasks are well again. In a mass of them the next turn goes on at once, while there is
+        something to close."""
+        with db.transaction() as session:
+            self.incident, closed = incidents.close(session, self.incident)
+        return Done(closed, more=closed > 0 and self.incident is not None)
+
+    def notify(self) -> Done:
+        """Tells of incidents that opened or are over."""
+        with db.transaction() as session:
+            notices = notifications.tell(session, db.now(session))
+        dispatch.send(self.publisher.publish, notices)
+        return Done(len(notices))
+
     def _publish(self, take: Callable[[Session], list[Message]]) -> Done:
         with db.transaction() as session:
             batch = take(session)
@@ -228,6 +251,18 @@ def keep_canaries() -> Done:
     """Has a canary on each queue."""
     with db.transaction() as session:
         return Done(canary.keep(session, db.now(session)))
+
+
+def find_late() -> Done:
+    """Reports tasks whose runs are late."""
+    with db.transaction() as session:
+        return Done(*incidents.find_late(session, db.now(session)))
+
+
+def forget_incidents() -> Done:
+    """Deletes incidents that were over long ago."""
+    with db.transaction() as session:
+        return _batch(incidents.forget(session, db.now(session)), incidents.FORGOTTEN)
 
 
 def seal_audit() -> Done:

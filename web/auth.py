@@ -42,6 +42,7 @@ ANYBODY: dict[str, Role | None] = dict.fromkeys(
 VIEWER = dict.fromkeys(
     (
         "cluster.show",
+        "incidents.index",
         "runs.index",
         "runs.show",
         "schedules.preview",

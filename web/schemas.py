@@ -11,6 +11,7 @@ from app import errors, settings
 from app.bulk import MAX_BULK
 from app.fields import Choice, Instant, JsonObject, Text, Whole
 from app.schemas import (
+    IncidentSchema,
     PauseSchema,
     ResumeSchema,
     RunSchema,
@@ -153,6 +154,15 @@ class WaitSchema(Schema):
 class RunsQuerySchema(TaskRunsQuerySchema):
     """Which runs."""
 
+    task_id = fields.UUID(error_messages={"invalid_uuid": "Must be a task's id, a UUID."})
+
+
+class IncidentsQuerySchema(PageQuerySchema):
+    """Which incidents."""
+
+    is_open = YesNo(
+        data_key="open", metadata={"description": "1: those that are open; 0: those that are over; else all."}
+    )
     task_id = fields.UUID(error_messages={"invalid_uuid": "Must be a task's id, a UUID."})
 
 
@@ -311,6 +321,12 @@ class RunPageSchema(PageSchema):
     """Runs, newest slot first."""
 
     items = fields.List(fields.Nested(RunSchema))
+
+
+class IncidentPageSchema(PageSchema):
+    """Incidents, newest first."""
+
+    items = fields.List(fields.Nested(IncidentSchema))
 
 
 class TargetPageSchema(PageSchema):

@@ -18,7 +18,14 @@ from app.broker import celery_app, declare
 from workers.execution import RecordedTask
 from workers.heartbeat import Clerk, Heartbeat
 
-BUILT_IN = ("workers.calls", "workers.targets.canary", "workers.targets.debug", "workers.targets.http")
+BUILT_IN = (
+    "workers.calls",
+    "workers.targets.canary",
+    "workers.targets.debug",
+    "workers.targets.http",
+    "workers.targets.mail",
+    "workers.targets.webhook",
+)
 ON_REQUEST = ("workers.targets.shell",) if settings.load().PUNCTUAL_SHELL else ()
 
 celery_app.task_cls = RecordedTask

@@ -57,7 +57,7 @@ def masked(value: Any, name: str = "") -> Any:
         return {key: masked(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)([masked(inner) for inner in value])
-    return _without_secrets(value) if isinstance(value, str) else value
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _by_position(task: Any, args: Sequence[Any]) -> list[Any]:
@@ -70,7 +70,9 @@ def _by_position(task: Any, args: Sequence[Any]) -> list[Any]:
     return [masked(value, name) for value, name in zip(args, names, strict=False)]
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
+    """A text without the passwords and tokens of the addresses in it."""
+
     def hide(found: re.Match[str]) -> str:
         return f"{found[1]}{MASK}" if SECRET.search(found[2]) else found[0]
 

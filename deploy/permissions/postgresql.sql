@@ -108,6 +108,8 @@ BEGIN
             ('punctual_web', 'answers', 'SELECT, INSERT, UPDATE'),
             ('punctual_web', 'nodes', 'SELECT'),
             ('punctual_web', 'summaries', 'SELECT, INSERT, UPDATE (open, made_at)'),
+            ('punctual_web', 'incidents', 'SELECT, INSERT, UPDATE (note, count, reopened, last_at,'
+                ' last_slot, closed_at, ending, untold, changed_at)'),
             ('punctual_web', 'keys', 'SELECT, INSERT, UPDATE'),
             ('punctual_web', 'audit', 'SELECT, INSERT (at, actor, actor_name, via, address, action, subject,'
                 ' subject_id, subject_name, before, after)'),
@@ -121,6 +123,7 @@ BEGIN
             ('punctual_beat', 'answers', 'SELECT (route, key, created_at), DELETE'),
             ('punctual_beat', 'nodes', 'SELECT, INSERT, UPDATE (seen_at, details), DELETE'),
             ('punctual_beat', 'summaries', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('punctual_beat', 'incidents', 'SELECT, INSERT, UPDATE, DELETE'),
             ('punctual_beat', 'audit', 'SELECT, UPDATE (position, previous, hash)'),
 
             ('punctual_worker', 'tasks', 'SELECT, INSERT, UPDATE'),
@@ -131,6 +134,8 @@ BEGIN
             ('punctual_worker', 'answers', 'SELECT, INSERT, UPDATE'),
             ('punctual_worker', 'nodes', 'SELECT, INSERT, UPDATE (seen_at, details), DELETE'),
             ('punctual_worker', 'summaries', 'SELECT, INSERT, UPDATE (open, made_at)'),
+            ('punctual_worker', 'incidents', 'SELECT, INSERT, UPDATE (note, count, reopened, last_at,'
+                ' last_slot, closed_at, ending, untold, changed_at)'),
             ('punctual_worker', 'keys', 'SELECT (id, tasks), UPDATE (tasks)'),
             ('punctual_worker', 'audit', 'SELECT, INSERT (at, actor, actor_name, via, address, action, subject,'
                 ' subject_id, subject_name, before, after)')

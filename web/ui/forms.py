@@ -7,14 +7,23 @@ from typing import Any
 
 import flask
 from flask_wtf import FlaskForm
-from wtforms import BooleanField, HiddenField, RadioField, SelectChoice, SelectField, StringField, TextAreaField
+from wtforms import (
+    BooleanField,
+    HiddenField,
+    RadioField,
+    SelectChoice,
+    SelectField,
+    SelectMultipleField,
+    StringField,
+    TextAreaField,
+)
 
 from app import errors
 from app.fields import number
 from app.models import Task
 from app.schedules import zones
 from app.signatures import Parameter
-from app.states import Catchup, Overlap
+from app.states import Catchup, Overlap, Trouble
 from web.ui import reading
 from web.ui.pages import flat
 
@@ -25,6 +34,8 @@ KINDS = {
     "rrule": "RRULE",
     "now": "Now",
 }
+TROUBLES = {str(each): str(each) for each in Trouble}
+WHOM = {"default": "as the settings have it", "own": "as is said here", "nobody": "nobody"}
 UNITS = {"1": "seconds", "60": "minutes", "3600": "hours", "86400": "days"}
 ARGUMENT = "kw-"
 """What the names of fields for one argument begin with."""
@@ -36,6 +47,9 @@ WITHIN: dict[tuple[str, ...], str] = {
     ("retry", "backoff"): "backoff",
     ("retry", "backoff_max"): "backoff_max",
     ("retry", "jitter"): "backoff_jitter",
+    ("notify", "on"): "notify_on",
+    ("notify", "webhook"): "notify_webhook",
+    ("notify", "email"): "notify_email",
 }
 """Where the contract nests a field."""
 
@@ -81,6 +95,10 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
     backoff_max = StringField("Longest pause", default="600")
     backoff_jitter = BooleanField("Draw the pause at random", default=True)
     pause_after_failures = StringField("Pause after failures in a row")
+    notify = SelectField("Who is told of its incidents", choices=_choices(WHOM), default="default")
+    notify_on = SelectMultipleField("Of which", choices=_choices(TROUBLES), default=list(TROUBLES))
+    notify_webhook = StringField("Webhook")
+    notify_email = TextAreaField("E-mail")
     version = HiddenField()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -124,7 +142,22 @@ class TaskForm(FlaskForm):  # type: ignore[misc]
             },
             "timeout": _number(self.text("timeout"), 300),
             "pause_after_failures": _number(self.text("pause_after_failures"), None),
+            "notify": self.whom(),
         }
+
+    def whom(self) -> dict[str, Any] | None:
+        """Who is told of incidents. Raises Invalid."""
+        match self.text("notify"):
+            case "nobody":
+                return {"on": []}
+            case "own":
+                return {
+                    "on": self.notify_on.data,
+                    "webhook": self.text("notify_webhook") or None,
+                    "email": self.text("notify_email").replace(",", "\n").split(),
+                }
+            case _:
+                return None
 
     def schedule(self) -> dict[str, Any]:
         """The schedule alone. Raises Invalid."""
@@ -239,6 +272,7 @@ def filled(task: Task, parameters: Sequence[Parameter]) -> TaskForm:
             "backoff_max": _text(number(task.backoff_max)),
             "backoff_jitter": task.backoff_jitter,
             "pause_after_failures": _text(task.pause_after_failures),
+            **_whom(task.notify),
             "version": _text(task.version),
         },
     )
@@ -246,6 +280,18 @@ def filled(task: Task, parameters: Sequence[Parameter]) -> TaskForm:
     form.parameters = parameters
     form.typed_arguments = {ARGUMENT + name: text for name, text in own.items()}
     return form
+
+
+def _whom(notify: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields that say who is told of incidents."""
+    if notify is None or notify == {"on": [], "webhook": None, "email": []}:
+        return {"notify": "default" if notify is None else "nobody", "notify_on": list(TROUBLES)}
+    return {
+        "notify": "own",
+        "notify_on": notify["on"],
+        "notify_webhook": notify["webhook"] or "",
+        "notify_email": "\n".join(notify["email"]),
+    }
 
 
 def _number(text: str, otherwise: float | None) -> Any:

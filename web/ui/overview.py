@@ -5,7 +5,7 @@ from typing import Any
 
 import flask
 
-from app import canary, db, nodes, queries, summaries
+from app import canary, db, incidents, nodes, queries, summaries
 from app.states import RunState, TaskState
 from web import auth
 from web.ui import charts
@@ -25,6 +25,8 @@ def overview() -> flask.Response:
             "promises": {name: summaries.promise(session, now, span) for name, span in SPANS.items()},
             "running": queries.runs(session, state=RunState.RUNNING, limit=SHOWN, after=None).items,
             "failed": queries.runs(session, state=RunState.FAILED, limit=SHOWN, after=None).items,
+            "incidents": queries.incidents(session, is_open=True, limit=SHOWN, after=None).items,
+            "open": incidents.counts(session),
             "coming": queries.tasks(session, state=TaskState.ACTIVE, order="next", limit=SHOWN, after=None).items,
             "cluster": queries.cluster(session, now),
             "is_new": not queries.has_tasks(session),

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import flask_bootstrap
@@ -153,6 +154,23 @@ def badge(state: str) -> Markup:
     )
 
 
+def incident(found: Any) -> Markup:
+    """An incident's kind: a sign, its word, a colour; quiet once it is over."""
+    kind = "quiet" if found.closed_at else "bad"
+    return Markup('<span class="state {}"><i aria-hidden="true">{}</i> {}</span>').format(
+        kind, SIGNS[kind], escape(found.kind)
+    )
+
+
+def told(notify: Mapping[str, Any]) -> str:
+    """Whom a task's incidents are told, and which. Of a webhook its host alone: the rest may be a secret."""
+    if not notify["on"]:
+        return "to nobody"
+    webhook = [f"{urlsplit(notify['webhook']).hostname} by webhook"] if notify["webhook"] else []
+    to = [*webhook, *notify["email"]] or ["whom the settings name"]
+    return f"{', '.join(notify['on'])}: to {', '.join(to)}"
+
+
 MOST_TELLING = ("target", "schedule", "role", "labels", "queues")
 """What is shown of something new; all of it stands in the log."""
 
@@ -184,10 +202,11 @@ FILTERS = {
     "percent": percent,
     "pretty": pretty,
     "exact": exact,
+    "told": told,
     "tick_age": nodes.tick_age,
     "is_present": nodes.is_present,
 }
 
 TESTS = {"of_clients": lambda task: not task.target.startswith(OWN)}
 
-GLOBALS = {"badge": badge, "icon": icon, "marks": marks, "time": time}
+GLOBALS = {"badge": badge, "icon": icon, "incident": incident, "marks": marks, "time": time}

@@ -28,6 +28,9 @@ HISTORY = 60
 
 UPCOMING = 10
 
+INCIDENTS = 5
+"""Incidents of a task on its page."""
+
 CHANGES = 5
 """Changes of a task that its page shows to who may read the audit log."""
 
@@ -69,6 +72,7 @@ def show_task(task_id: UUID) -> flask.Response:
         now = db.now(session)
         task = queries.find_task(session, task_id)
         detail = queries.task_detail(session, task_id) if task.state != TaskState.DELETED else None
+        incidents = queries.incidents(session, task_id=task_id, limit=INCIDENTS, after=None).items
         history = queries.runs(session, task_id=task_id, limit=HISTORY, after=None)
         coming = planning.coming(task, now, UPCOMING) if task.state == TaskState.ACTIVE else []
         changes = queries.audit(session, subject_id=str(task_id), limit=CHANGES, after=None).items if may_audit else []
@@ -79,6 +83,7 @@ def show_task(task_id: UUID) -> flask.Response:
         task=task,
         detail=detail,
         history=runs,
+        incidents=incidents,
         latenesses=charts.history(runs, showing.lateness, lambda run: "late" if showing.is_late(run) else "worst"),
         durations=charts.history(runs, showing.took, lambda run: str(run.state)),
         coming=[(slot, showing.exact(slot, zone)) for slot in coming],

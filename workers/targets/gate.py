@@ -77,13 +77,16 @@ def check(address: str) -> None:
         raise AddressRefused(f"{address} is not a public address (see PUNCTUAL_HTTP_ALLOW_PRIVATE).")
 
 
-def client(timeout: float) -> httpx.Client:
-    """A client that follows no redirect, knows no proxy, and is through after so many seconds from now."""
+def client(timeout: float, *, is_open: bool = False) -> httpx.Client:
+    """A client that follows no redirect, knows no proxy, and is through after so many seconds from now.
+
+    `is_open` is for an address that an operator gave, which may be any.
+    """
     transport = httpx.HTTPTransport(verify=_ssl_context(), trust_env=False)
     deadline = time.monotonic() + timeout
     # httpx has no setting for the backend that opens its connections
     transport._pool = httpcore.ConnectionPool(  # noqa: SLF001
-        ssl_context=_ssl_context(), network_backend=_Backend(deadline)
+        ssl_context=_ssl_context(), network_backend=_Backend(deadline, is_open=is_open)
     )
     return httpx.Client(transport=transport, timeout=None, follow_redirects=False, trust_env=False)  # noqa: S113
 
@@ -96,8 +99,9 @@ def _ssl_context() -> ssl.SSLContext:
 class _Backend(httpcore.NetworkBackend):
     """Opens a request's connections. The time limits that it is given for a single step stand back."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, *, is_open: bool) -> None:
         self.deadline = deadline
+        self.is_open = is_open
 
     def connect_tcp(
         self,
@@ -108,7 +112,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
         found = resolve(host, port, self.deadline)
-        if not settings.load().PUNCTUAL_HTTP_ALLOW_PRIVATE:
+        if not (self.is_open or settings.load().PUNCTUAL_HTTP_ALLOW_PRIVATE):
             for _, address in found:
                 check(address[0])
         return _Stream(_connect(host, found, self.deadline), self.deadline)

@@ -57,19 +57,26 @@ def request(
     _check(locals())
     address = gate.parse(url)
     content = _content(json, body)
-    sent = _headers(self.request.id, content, headers or {}, is_json=json is not None)
+    sent = prepare(self.request.id, content, headers or {}, is_json=json is not None)
     try:
-        with (
-            gate.client(timeout) as client,
-            client.stream(method, address, headers=sent, content=content or None) as answer,
-        ):
-            text = _read(answer)
+        answer, text = send(gate.client(timeout), method, address, sent, content)
     except httpx.TimeoutException as exc:
         raise TimeoutError(f"{method} {url} did not end within {timeout:g} s: {exc}") from exc
     if answer.status_code not in expect if expect else not answer.is_success:
         moved = f" to {answer.headers['location']}, which is not followed" if answer.has_redirect_location else ""
         raise UnexpectedStatus(f"{method} {url} answered {answer.status_code}{moved}: {text[:500]}")
     return {"status": answer.status_code, "headers": _kept(answer.headers), "body": text}
+
+
+def send(
+    through: httpx.Client, method: str, address: httpx.URL, headers: httpx.Headers, content: bytes
+) -> tuple[httpx.Response, str]:
+    """The answer, and the start of its body. Raises what httpx does."""
+    with (
+        through as client,
+        client.stream(method, address, headers=headers, content=content or None) as answer,
+    ):
+        return answer, _read(answer)
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -94,13 +101,16 @@ def _check(given: Mapping[str, Any]) -> None:
 
 def _content(json: object, body: str | None) -> bytes:
     """The very bytes that are sent, and signed."""
-    if json is None:
-        return (body or "").encode()
+    return (body or "").encode() if json is None else encode(json)
+
+
+def encode(json: object) -> bytes:
+    """JSON as it is sent."""
     return dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _headers(run: str, content: bytes, given: Mapping[str, str], *, is_json: bool) -> httpx.Headers:
-    """Ours, then the task's own, then those that say which run this is."""
+def prepare(run: str, content: bytes, given: Mapping[str, str], *, is_json: bool) -> httpx.Headers:
+    """The headers: ours, then the task's own, then those that say which run this is."""
     # an answer that comes unpacked cannot grow in our hands; one that is packed all the same is unpacked with care
     sent = httpx.Headers({"User-Agent": "Punctual", "Accept-Encoding": "identity"})
     if is_json:

@@ -1,0 +1,348 @@
+"""Incidents: that a task is not well in one way, from when until when. Of a task and a kind at most one is open.
+
+Trouble is reported in the transaction that records it, where that is a move of its own: a run that failed for good, a
+slot that was missed, a task that was paused. What shows itself only by the time that passes, a run that is late, and
+that a task is well again, is found by chores: a run that succeeds in time pays nothing for all this.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session, aliased
+
+from app import db, models, policies, settings, summaries
+from app.models import Incident, Run, Summary, Task
+from app.states import OPEN, Ending, Reason, RunState, Span, TaskState, Told, Trigger, Trouble
+
+QUIET = timedelta(minutes=10)
+"""What comes back so soon after it was over is the same incident, which from then on is over only when it was quiet for
+as long: a task that fails every other minute is told of once, and once again."""
+
+OVER = timedelta(days=1)
+"""After so long an incident ends whose task has no slot left that could show that it is well."""
+
+KEPT = timedelta(days=90)
+BATCH = 1_000
+"""Incidents that are looked at in one transaction."""
+
+FORGOTTEN = 5_000
+
+MINUTES = 20
+WORK = 0.25
+"""Minutes that are looked through for late runs in one transaction, and seconds of it: see `summaries.WORK`."""
+
+LOCK = 7_403_199  # any number that nobody else locks: see app/audit.py for another
+
+TIME = DateTime(timezone=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """Something that shows that a task is not well: a run or a slot, or several of them."""
+
+    task_id: UUID
+    run_id: UUID | None = None
+    slot: datetime | None = None
+    last_slot: datetime | None = None
+    """Where it is not the same."""
+    count: int = 1
+    note: str | None = None
+
+
+def report(session: Session, kind: Trouble, signs: Sequence[Sign]) -> None:
+    """Opens an incident for each of these tasks, or adds to the one that is open, or that was until a moment ago. One
+    sign for each task. System tasks and deleted ones have none.
+
+    Two that report the same at once: the second waits for the first, and adds to its incident. One that is closed at
+    this moment is waited for too, and another one opens.
+    """
+    if signs:
+        found = db.arrays(
+            "found",
+            task_id=(sign.task_id for sign in signs),
+            run_id=(sign.run_id for sign in signs),
+            slot=(sign.slot for sign in signs),
+            last_slot=(sign.last_slot or sign.slot for sign in signs),
+            count=(sign.count for sign in signs),
+            note=(sign.note for sign in signs),
+        )
+        db.execute(session, _REPORT, found | {"a_kind": kind})
+
+
+def report_missed(session: Session, missed: Iterable[Any]) -> None:
+    """The same for runs, in the order of their slots, that were recorded as missed, or that stand for missed slots."""
+    by_task: dict[UUID, list[Any]] = {}
+    for run in missed:
+        by_task.setdefault(run.task.id, []).append(run)
+    signs = [
+        Sign(
+            task_id=task_id,
+            run_id=runs[0].id,
+            slot=runs[0].slot,
+            last_slot=runs[-1].slot,
+            count=sum(run.missed + (run.skipped == Reason.MISSED) for run in runs),
+        )
+        for task_id, runs in by_task.items()
+    ]
+    report(session, Trouble.MISSED, signs)
+
+
+def find_late(session: Session, now: datetime, limit: int = MINUTES) -> tuple[int, bool]:
+    """Reports tasks with runs that started late, or should have started by now: in the minutes whose summaries say that
+    there are some, each time that these were made anew. Returns how many tasks it found, and whether there may be more.
+    One beat at a time."""
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+        return 0, False
+    end = time.monotonic() + WORK
+    due = db.execute(session, _TROUBLED, {"limit": limit}).all()
+    given = summaries.parameters(now) | {"a_kind": Trouble.LATE}
+    looked, late = [], 0
+    for minute in due:
+        late += db.execute(session, _REPORT_LATE, given | {"a_start": minute.start}).rowcount
+        looked.append(minute)
+        if time.monotonic() > end:
+            break
+    for minute in sorted(
+        looked, key=lambda each: each.start
+    ):  # as `summaries.reopen` does, so that they cannot deadlock
+        db.execute(session, _LOOKED, {"a_start": minute.start, "made_at": minute.made_at})
+    return late, len(looked) < len(due) or len(due) == limit
+
+
+def close(session: Session, after: UUID | None = None, limit: int = BATCH) -> tuple[UUID | None, int]:
+    """Closes incidents whose task is well again, is deleted, or has no slot left to show it. Looks at the open ones
+    behind `after`, by id; returns where to go on, None at the end, and how many it closed.
+
+    What is reported at this very moment is seen: its incident has another count then, and stays open.
+    """
+    queues = sorted(settings.load().external_queues)
+    given = {"after": after or UUID(int=0), "limit": limit, "theirs": queues}
+    rows = db.execute(session, _LOOK, given).all()
+    ended = [row for row in rows if row.ending is not None]
+    closed = 0
+    if ended:
+        arrays = db.arrays(
+            "ended",
+            id=(row.id for row in ended),
+            count=(row.count for row in ended),
+            ending=(row.ending for row in ended),
+        )
+        closed = db.execute(session, _CLOSE, arrays | {"ids": [row.id for row in ended]}).rowcount
+    return rows[-1].id if len(rows) == limit else None, closed
+
+
+def counts(session: Session) -> dict[Trouble, int]:
+    """How many incidents of each kind are open."""
+    query = select(Incident.kind, func.count().label("open")).where(Incident.closed_at.is_(None))
+    found = {row.kind: row.open for row in session.execute(query.group_by(Incident.kind))}
+    return {kind: found.get(kind, 0) for kind in Trouble}
+
+
+def forget(session: Session, now: datetime, limit: int = FORGOTTEN) -> int:
+    """Deletes incidents that were over long ago; returns their number."""
+    old = select(Incident.id).where(Incident.closed_at < now - KEPT).limit(limit).with_for_update(skip_locked=True)
+    gone = delete(Incident).where(Incident.id.in_(old)).returning(Incident.id)
+    return len(session.execute(gone.execution_options(synchronize_session=False)).all())
+
+
+def _reporting(found: CTE) -> Any:
+    """The statement that reports what was found, in the order of the tasks: so two that report cannot deadlock."""
+    kind, at = bindparam("a_kind", type_=Text()), func.statement_timestamp()
+    newest = aliased(Incident)
+    is_newest = (
+        select(newest.id)
+        .where(newest.task_id == found.c.task_id, newest.kind == kind)
+        .order_by(newest.opened_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    more = {
+        "count": Incident.count + found.c.count,
+        "last_at": at,
+        "last_slot": func.greatest(Incident.last_slot, found.c.last_slot),
+    }
+    # two of these at once: the second finds it open again, and adds to it below
+    back = (
+        update(Incident)
+        .where(Incident.task_id == found.c.task_id, Incident.kind == kind)
+        .where(Incident.closed_at > at - QUIET, Incident.id == is_newest)
+        .values(more | {"closed_at": null(), "ending": null(), "reopened": Incident.reopened + 1})
+        .values(changed_at=at, untold=Incident.told.is_distinct_from(Told.NOTHING))
+        .returning(Incident.task_id)
+        .cte("back")
+    )
+    new = {
+        Incident.id: func.gen_random_uuid(),
+        Incident.task_id: found.c.task_id,
+        Incident.task_name: Task.name,
+        Incident.kind: kind,
+        Incident.run_id: found.c.run_id,
+        Incident.scheduled_for: found.c.slot,
+        Incident.note: found.c.note,
+        Incident.count: found.c.count,
+        Incident.opened_at: at,
+        Incident.last_at: at,
+        Incident.last_slot: found.c.last_slot,
+        Incident.changed_at: at,
+    }
+    opening = upsert(Incident).from_select(
+        [column.key for column in new],
+        select(*new.values())
+        .join_from(found, Task, Task.id == found.c.task_id)
+        .where(~models.is_system(Task), Task.state != TaskState.DELETED)
+        .where(found.c.task_id.not_in(select(back.c.task_id)))
+        .order_by(found.c.task_id),
+    )
+    given = opening.excluded
+    return opening.on_conflict_do_update(
+        index_elements=[Incident.task_id, Incident.kind],
+        index_where=Incident.closed_at.is_(None),
+        set_={
+            "count": Incident.count + given.count,
+            "last_at": given.last_at,
+            "last_slot": func.greatest(Incident.last_slot, given.last_slot),
+            "note": func.coalesce(given.note, Incident.note),
+        },
+    )
+
+
+# Built once.
+_found = db.rows("found", task_id=Uuid(), run_id=Uuid(), slot=TIME, last_slot=TIME, count=Integer(), note=Text())
+_REPORT = _reporting(select(_found).cte("found"))
+
+_TROUBLED = (
+    select(Summary.start, Summary.made_at)
+    .where(Summary.span == Span.MINUTE, or_(Summary.late > 0, Summary.started > Summary.in_time))
+    .where(or_(Summary.looked_at.is_(None), Summary.looked_at < Summary.made_at), Summary.made_at.is_not(None))
+    .order_by(Summary.start.desc())
+    .limit(bindparam("limit", type_=Integer()))
+)
+_start = bindparam("a_start", type_=TIME)
+_LOOKED = (
+    update(Summary)
+    .where(Summary.span == Span.MINUTE, Summary.start == _start)
+    .values(looked_at=bindparam("made_at", type_=TIME))
+)
+
+# A minute is looked through again and again while it may change: what is in an incident already is none of another.
+_other = aliased(Incident)
+_counted = (
+    select(func.max(_other.last_slot))
+    .where(_other.task_id == Run.task_id, _other.kind == Trouble.LATE)
+    .scalar_subquery()
+)
+_is_late = or_(summaries.CONDITIONS["late"], summaries.CONDITIONS["started"] & (summaries.LATENESS > policies.GRACE))
+_REPORT_LATE = _reporting(
+    select(
+        Run.task_id,
+        func.array_agg(aggregate_order_by(Run.id, Run.scheduled_for), type_=ARRAY(Uuid()))[1].label("run_id"),
+        func.min(Run.scheduled_for).label("slot"),
+        func.max(Run.scheduled_for).label("last_slot"),
+        func.count().label("count"),
+        literal(None, Text()).label("note"),
+    )
+    .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + summaries.MINUTE, _is_late)
+    .where(Run.scheduled_for > func.coalesce(_counted, literal_column("'-infinity'::timestamptz")))
+    .group_by(Run.task_id)
+    .cte("found")
+)
+
+
+def _run_that(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether the incident's task has such a run for its last slot or a later one."""
+    return exists().where(Run.task_id == Incident.task_id, Run.scheduled_for >= Incident.last_slot, *conditions)
+
+
+_is_later = Run.scheduled_for > Incident.last_slot
+_fired_in_time = Run.fired_at - Run.scheduled_for <= policies.GRACE
+# when a run of another app started is not known: that it was fired in time is all that can be said
+_is_theirs = Run.queue == any_(bindparam("theirs", type_=ARRAY(Text())))
+_in_time = or_(summaries.CONDITIONS["in_time"], _is_theirs & _fired_in_time)
+_waits = exists().where(Run.task_id == Incident.task_id, Run.state.in_(sorted(OPEN)), Run.started_at.is_(None))
+_no_slot_left = Task.next_run_at.is_(None)
+_IS_WELL = case(
+    (
+        Incident.kind == Trouble.FAILED,
+        _run_that(Run.state == RunState.SUCCEEDED, Run.finished_at > Incident.last_at),
+    ),
+    (Incident.kind == Trouble.LATE, or_(_run_that(_is_later, _in_time), _no_slot_left & ~_waits)),
+    (
+        Incident.kind == Trouble.MISSED,
+        _run_that(
+            _is_later,
+            _fired_in_time,
+            Run.trigger == Trigger.SCHEDULE,
+            Run.missed == 0,
+            Run.reason.is_distinct_from(Reason.MISSED),
+        ),
+    ),
+    (Incident.kind == Trouble.PAUSED, Task.state != TaskState.PAUSED),
+    else_=false(),
+)
+_now = func.statement_timestamp()
+_is_quiet = or_(Incident.reopened == 0, Incident.last_at < _now - QUIET)
+_ENDING = case(
+    (Task.state == TaskState.DELETED, Ending.DELETED.value),
+    (and_(_is_quiet, _IS_WELL), Ending.WELL.value),
+    (
+        and_(Incident.kind != Trouble.PAUSED, Task.state == TaskState.COMPLETED, Incident.last_at < _now - OVER),
+        Ending.OVER.value,
+    ),
+)
+_LOOK = (
+    select(Incident.id, Incident.count, _ENDING.label("ending"))
+    .join(Task, Task.id == Incident.task_id)
+    .where(Incident.closed_at.is_(None), Incident.id > bindparam("after", type_=Uuid()))
+    .order_by(Incident.id)
+    .limit(bindparam("limit", type_=Integer()))
+)
+
+_ended = db.rows("ended", id=Uuid(), count=Integer(), ending=Text())
+_free = aliased(Incident)
+_CLOSE = (
+    update(Incident)
+    .where(Incident.id == _ended.c.id, Incident.count == _ended.c.count, Incident.closed_at.is_(None))
+    # whoever reports holds his own: none is waited for, so that nobody can deadlock
+    .where(
+        Incident.id.in_(
+            select(_free.id)
+            .where(_free.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
+            .with_for_update(skip_locked=True)
+        )
+    )
+    .values(
+        closed_at=_now,
+        ending=_ended.c.ending,
+        changed_at=_now,
+        untold=and_(_ended.c.ending == Ending.WELL.value, Incident.told.is_distinct_from(Told.NOTHING)),
+    )
+)
