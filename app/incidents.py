@@ -126,15 +126,13 @@ def find_late(session: Session, now: datetime, limit: int = MINUTES) -> tuple[in
     due = db.execute(session, _TROUBLED, {"limit": limit}).all()
     given = summaries.parameters(now) | {"a_kind": Trouble.LATE}
     looked, late = [], 0
-    for minute in due:
+    for minute in sorted(due, key=lambda each: each.start):  # a run before the last one that is counted never is
         late += db.execute(session, _REPORT_LATE, given | {"a_start": minute.start}).rowcount
         looked.append(minute)
         if time.monotonic() > end:
             break
-    for minute in sorted(
-        looked, key=lambda each: each.start
-    ):  # as `summaries.reopen` does, so that they cannot deadlock
-        db.execute(session, _LOOKED, {"a_start": minute.start, "made_at": minute.made_at})
+    for minute in looked:  # in the order of `summaries.reopen`, so that they cannot deadlock
+        db.execute(session, _LOOKED, {"a_start": minute.start, "seen": minute.made_at})
     return late, len(looked) < len(due) or len(due) == limit
 
 
@@ -250,7 +248,7 @@ _start = bindparam("a_start", type_=TIME)
 _LOOKED = (
     update(Summary)
     .where(Summary.span == Span.MINUTE, Summary.start == _start)
-    .values(looked_at=bindparam("made_at", type_=TIME))
+    .values(looked_at=bindparam("seen", type_=TIME))
 )
 
 # A minute is looked through again and again while it may change: what is in an incident already is none of another.
