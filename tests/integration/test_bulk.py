@@ -87,6 +87,7 @@ def test_what_is_exported_is_imported_as_it_was_and_changes_nothing_here(client,
         starts_at="2027-01-01T00:00:00Z",
         queue="reports",
         pause_after_failures=3,
+        notify={"on": ["late"], "webhook": "https://example.com/hook"},
     )
     lines = exported(client)
     assert [line["name"] for line in lines] == ["plain", "rich"]

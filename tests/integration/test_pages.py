@@ -340,7 +340,8 @@ def typed(page):
         if tag == "input" and attrs.get("name") and attrs.get("type") not in {"radio", "checkbox"}:
             form[attrs["name"]] = "".join((attrs.get("value") or "").splitlines())
         if tag == "input" and "checked" in attrs:
-            form[attrs["name"]] = attrs["value"]
+            several = attrs["type"] == "checkbox"
+            form[attrs["name"]] = [*form.get(attrs["name"], []), attrs["value"]] if several else attrs["value"]
     for name, content in re.findall(r'<textarea[^>]*name="(\w+)"[^>]*>(.*?)</textarea>', page, re.DOTALL):
         form[name] = html.unescape(content).replace("\n", "\r\n")
     for name, content in re.findall(r'<select[^>]*name="([\w-]+)"[^>]*>(.*?)</select>', page, re.DOTALL):
@@ -373,7 +374,8 @@ def test_every_field_of_the_form_reaches_the_task_and_saving_it_again_changes_no
         "kwargs": '{"deep": [true]}', "queue": "reports", "priority": "9", "starts_at": "2090-01-01T00:00",
         "ends_at": "2091-01-01T00:00", "max_runs": "5", "jitter": "2.5", "timeout": "30", "overlap": "allow",
         "catchup_policy": "all", "catchup_window": "60", "max_attempts": "3", "backoff": "0.5", "backoff_max": "60",
-        "pause_after_failures": "4", "timezone": "Europe/Paris",
+        "pause_after_failures": "4", "timezone": "Europe/Paris", "notify": "own", "notify_on": ["failed", "late"],
+        "notify_webhook": "https://example.com/hook",
     }  # fmt: skip
     address = send("/tasks/new", **given).headers["Location"]
     made = client.get(f"/api/v1{address}").json
@@ -382,6 +384,7 @@ def test_every_field_of_the_form_reaches_the_task_and_saving_it_again_changes_no
         "args": [1], "kwargs": {"deep": [True]}, "queue": "reports", "priority": 9, "max_runs": 5, "jitter": 2.5,
         "starts_at": "2089-12-31T23:00:00.000Z", "ends_at": "2090-12-31T23:00:00.000Z", "timeout": 30,
         "overlap": "allow", "catchup": {"policy": "all", "window": 60}, "pause_after_failures": 4,
+        "notify": {"on": ["failed", "late"], "webhook": "https://example.com/hook", "email": []},
         "retry": {"max_attempts": 3, "backoff": 0.5, "backoff_max": 60, "jitter": False},
     }  # fmt: skip
     assert {name: made[name] for name in expected} == expected
@@ -398,7 +401,7 @@ ODD = [
     {"schedule": {"type": "once", "at": "2026-01-01T00:00:00.123456Z"}},
     {"schedule": {"type": "interval", "every": 1.001, "anchor": "2026-01-01T00:00:00.000001Z"}},
     {"schedule": {"type": "interval", "every": 90061.5}},
-    {"schedule": {"type": "now"}},
+    {"schedule": {"type": "now"}, "notify": {"on": []}},
     {"schedule": {"type": "rrule", "rule": "FREQ=DAILY", "starts": "2026-10-25T01:30:00Z", "timezone": "Europe/Paris"}},
     {
         "schedule": {"type": "cron", "expression": "@hourly", "timezone": "Europe/Paris"},
@@ -412,6 +415,7 @@ ODD = [
         "timeout": 1.5,
         "overlap": "queue",
         "pause_after_failures": 2,
+        "notify": {"on": ["paused"]},
         "queue": "a.b-c",
     },
 ]
@@ -484,6 +488,8 @@ def test_an_emptied_name_leaves_the_name(client, send, register):
         ({"ends_at": "2000-01-01T00:00", "starts_at": "2001-01-01T00:00"}, "ends_at"),
         ({"queue": "amq.mine"}, "queue"),
         ({"pause_after_failures": "0"}, "pause_after_failures"),
+        ({"notify": "own", "notify_webhook": "example.com"}, "notify_webhook"),
+        ({"notify": "own", "notify_email": "me"}, "notify_email"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_field_and_nothing_typed_is_lost(send, given, field):
