@@ -17,7 +17,7 @@ from sqlalchemy import ARRAY, Boolean, Text, Uuid, any_, bindparam, cast, func, 
 from sqlalchemy.orm import Session
 
 from app import db, models, nodes, notices, outbox, planning, runs, settings, system
-from app.messages import DEFAULT_QUEUE, EMAIL, WEBHOOK, Message
+from app.messages import CALLS_QUEUE, DEFAULT_QUEUE, EMAIL, WEBHOOK, Message
 from app.models import Incident, Run, Task
 from app.notices import Audience, Said
 from app.states import Told, Trigger, Trouble
@@ -151,7 +151,7 @@ def _deliveries(to: Audience, notice: Any) -> Iterable[tuple[str, dict[str, Any]
 def _queue(session: Session, target: str) -> str | None:
     """The queue on which workers can take a notice; None while there is none."""
     can = nodes.offering(session, target) - settings.load().external_queues
-    return DEFAULT_QUEUE if DEFAULT_QUEUE in can else min(can, default=None)
+    return min(can, key=lambda queue: (queue != DEFAULT_QUEUE, queue == CALLS_QUEUE, queue), default=None)
 
 
 def _make(

@@ -129,8 +129,8 @@ class NotifySchema(RowSchema):
 
     @ma.validates("email")
     def _check_mails(self, value: list[str], **_: Any) -> None:
-        if value and settings.load().PUNCTUAL_SMTP_URL is None:
-            raise ma.ValidationError("This Punctual sends no mails: PUNCTUAL_SMTP_URL is not set.")
+        if value and not settings.load().PUNCTUAL_MAIL_FROM:  # the server's address, a secret, is the workers' to know
+            raise ma.ValidationError("This Punctual sends no mails: PUNCTUAL_MAIL_FROM is not set.")
 
 
 _CATCHUP: Fields = CatchupSchema().load({})

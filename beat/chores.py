@@ -34,6 +34,7 @@ from app import (
     outbox,
     publishing,
     pulse,
+    recoveries,
     summaries,
 )
 from app.messages import Message
@@ -209,7 +210,7 @@ class Chores:
         """Closes incidents whose tasks are well again. In a mass of them the next turn goes on at once, while there is
         something to close."""
         with db.transaction() as session:
-            self.incident, closed = incidents.close(session, self.incident)
+            self.incident, closed = recoveries.close(session, self.incident)
         return Done(closed, more=closed > 0 and self.incident is not None)
 
     def notify(self) -> Done:

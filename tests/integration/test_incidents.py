@@ -11,7 +11,7 @@ import pytest
 from firing import fire
 from sqlalchemy import select, text, update
 
-from app import attempts, db, dispatch, incidents, runs, summaries, system, tasks
+from app import attempts, db, dispatch, incidents, recoveries, runs, summaries, system, tasks
 from app.incidents import Sign
 from app.messages import Ticket
 from app.models import Incident, Run, Task
@@ -60,7 +60,7 @@ def report(task, kind=Trouble.FAILED):
 
 def close():
     with db.transaction() as session:
-        return incidents.close(session)[1]
+        return recoveries.close(session)[1]
 
 
 def found(**wanted):
@@ -153,7 +153,7 @@ def test_a_failure_while_its_incident_is_being_closed_is_not_lost(task, eventual
     runs.succeed(manual(task), None)
     with ThreadPoolExecutor() as pool:
         with db.transaction() as session:
-            assert incidents.close(session)[1] == 1
+            assert recoveries.close(session)[1] == 1
             failing = pool.submit(fail, manual(task))
             eventually(is_waited, within=2)
         assert failing.result(10) == RunState.FAILED
@@ -277,7 +277,7 @@ def test_an_incident_that_nothing_can_end_is_over_after_a_day(create):
     with db.transaction() as session:
         session.execute(update(Task).values(state="completed", next_run_at=None))
     assert close() == 0
-    age(incidents.OVER)
+    age(recoveries.OVER)
     assert close() == 1
     [incident] = found()
     assert (incident.ending, incident.untold) == ("over", False)

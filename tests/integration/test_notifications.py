@@ -245,7 +245,7 @@ def test_a_mail_that_could_not_be_sent_is_refused_where_it_is_asked_for(client, 
     configure(**dict.fromkeys(USUAL, ""))
     body = {"target": "debug.echo", "schedule": {"type": "interval", "every": 60}, "notify": {"email": ["a@b.c"]}}
     found = client.post("/api/v1/tasks", json=body).json["errors"]
-    assert found == {"notify": {"email": ["This Punctual sends no mails: PUNCTUAL_SMTP_URL is not set."]}}
+    assert found == {"notify": {"email": ["This Punctual sends no mails: PUNCTUAL_MAIL_FROM is not set."]}}
 
 
 def test_whom_a_task_names_is_filled_up_replaced_as_a_whole_and_exported(client, register):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings
+from app.settings import Settings, mail_server
 
 ROOT = Path(__file__).parent.parent.parent
 GIVEN = {
@@ -70,6 +70,17 @@ def test_what_the_command_line_reads_does_not_keep_a_process_from_starting():
         ({"PUNCTUAL_WEBHOOK_SECRET": "s3cret"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
         ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_c2hvcnQ="}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24 to 64 bytes"),
         ({"PUNCTUAL_WEBHOOK_SECRET": "whsec_" + 40 * "!"}, "PUNCTUAL_WEBHOOK_SECRET: must be whsec_ and 24"),
+        ({"PUNCTUAL_NOTIFY_WEBHOOK": "ftp://hooks"}, "PUNCTUAL_NOTIFY_WEBHOOK: must be an address that begins with"),
+        ({"PUNCTUAL_NOTIFY_WEBHOOK": "https://u:p@hooks"}, "PUNCTUAL_NOTIFY_WEBHOOK: must be an address that begins"),
+        ({"PUNCTUAL_NOTIFY_EMAIL": "ops"}, "PUNCTUAL_NOTIFY_EMAIL: 'ops' is no address such as ops@example.com"),
+        ({"PUNCTUAL_NOTIFY_EMAIL": "ops@a.b"}, "PUNCTUAL_NOTIFY_EMAIL: needs PUNCTUAL_SMTP_URL"),
+        ({"PUNCTUAL_NOTIFY_ON": "failed,often"}, "PUNCTUAL_NOTIFY_ON.1: Input should be 'failed', 'late', 'missed'"),
+        ({"PUNCTUAL_SMTP_URL": "smtps://mail"}, "PUNCTUAL_SMTP_URL: needs PUNCTUAL_MAIL_FROM"),
+        ({"PUNCTUAL_SMTP_URL": "http://mail"}, "PUNCTUAL_SMTP_URL: must be smtp://host"),
+        ({"PUNCTUAL_SMTP_URL": "smtp://mail:x"}, "PUNCTUAL_SMTP_URL: must be smtp://host"),
+        ({"PUNCTUAL_SMTP_URL": "smtp://u:s3cret@mail"}, "PUNCTUAL_SMTP_URL: a password goes over smtps:// or"),
+        ({"PUNCTUAL_MAIL_FROM": "Punctual <p@a.b>"}, "PUNCTUAL_MAIL_FROM: 'Punctual <p@a.b>' is no address"),
+        ({"PUNCTUAL_PAGE_URL": "punctual.example.com"}, "PUNCTUAL_PAGE_URL: must be the address of the pages"),
         ({"SECRET_KEY_FILE": "/no/such/file"}, "SECRET_KEY_FILE: cannot be read"),
         ({"SECRET_KEY_FILE": "/no/such/file", "SECRET_KEY": "x"}, "SECRET_KEY: given twice, also as SECRET_KEY_FILE"),
     ],
@@ -85,6 +96,22 @@ def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error():
     with pytest.raises(ValueError, match="must start with") as caught:
         Settings.read(GIVEN | {"DATABASE_URL": "mysql://app:s3cret@db"})
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("smtp://mail", ("smtp", "mail", 25, None, "")),
+        ("smtps://me%40x:p%2Fw@mail.example.com", ("smtps", "mail.example.com", 465, "me@x", "p/w")),
+        ("smtp+starttls://u:p@[::1]:2525/", ("smtp+starttls", "::1", 2525, "u", "p")),
+    ],
+)
+def test_the_mail_server_is_read_from_its_address_and_its_password_shown_nowhere(url, found):
+    read = Settings.read(GIVEN | {"PUNCTUAL_SMTP_URL": url, "PUNCTUAL_MAIL_FROM": "punctual@example.com"})
+    server = mail_server(read.PUNCTUAL_SMTP_URL)
+    assert (server.scheme, server.host, server.port, server.user, server.password) == found
+    assert url not in repr(read)
+    assert "password" not in repr(server)
 
 
 def test_keys_that_sign_are_separated_by_spaces_or_commas_and_shown_nowhere():
