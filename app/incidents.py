@@ -22,7 +22,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
-    literal,
     literal_column,
     null,
     or_,
@@ -45,8 +44,10 @@ KEPT = timedelta(days=90)
 FORGOTTEN = 5_000
 
 MINUTES = 20
+LATE = 2_000
 WORK = 0.25
-"""Minutes that are looked through for late runs in one transaction, and seconds of it: see `summaries.WORK`."""
+"""Minutes that are looked through for late runs in one transaction, tasks of which are reported at once, and seconds of
+it: see `summaries.WORK`."""
 
 LOCK = 7_403_199  # any number that nobody else locks: see app/audit.py for another
 
@@ -112,16 +113,29 @@ def find_late(session: Session, now: datetime, limit: int = MINUTES) -> tuple[in
         return 0, False
     end = time.monotonic() + WORK
     due = db.execute(session, _TROUBLED, {"limit": limit}).all()
-    given = summaries.parameters(now) | {"a_kind": Trouble.LATE}
     looked, late = [], 0
     for minute in sorted(due, key=lambda each: each.start):  # a run before the last one that is counted never is
-        late += db.execute(session, _REPORT_LATE, given | {"a_start": minute.start}).rowcount
+        found = _report_late(session, now, minute.start)
+        late += found
+        if found == LATE:
+            break
         looked.append(minute)
         if time.monotonic() > end:
             break
     for minute in looked:  # in the order of `summaries.reopen`, so that they cannot deadlock
         db.execute(session, _LOOKED, {"a_start": minute.start, "seen": minute.made_at})
     return late, len(looked) < len(due) or len(due) == limit
+
+
+def _report_late(session: Session, now: datetime, minute: datetime) -> int:
+    """Reports up to LATE tasks with late runs in this minute that are in no incident yet; returns their number."""
+    rows = db.execute(session, _FIND_LATE, summaries.parameters(now) | {"a_start": minute, "limit": LATE}).all()
+    signs = [
+        Sign(task_id=row.task_id, run_id=row.run_id, slot=row.slot, last_slot=row.last_slot, count=row.number)
+        for row in rows
+    ]
+    report(session, Trouble.LATE, signs)
+    return len(signs)
 
 
 def counts(session: Session) -> dict[Trouble, int]:
@@ -217,25 +231,34 @@ _LOOKED = (
     .values(looked_at=bindparam("seen", type_=TIME))
 )
 
+# By itself first, so that what follows is done for the few that are late: each a look-up by key, see app/keys.py.
+_is_late = or_(summaries.CONDITIONS["late"], summaries.CONDITIONS["started"] & (summaries.LATENESS > policies.GRACE))
+_late = (
+    select(Run.task_id, Run.id, Run.scheduled_for)
+    .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + summaries.MINUTE, _is_late)
+    .where(~models.is_system(Run))
+    .cte("late")
+    .prefix_with("MATERIALIZED")
+)
 # A minute is looked through again and again while it may change: what is in an incident already is none of another.
-_other = aliased(Incident)
 _counted = (
-    select(func.max(_other.last_slot))
-    .where(_other.task_id == Run.task_id, _other.kind == Trouble.LATE)
+    select(Incident.last_slot)
+    .where(Incident.task_id == _late.c.task_id, Incident.kind == Trouble.LATE)
+    .order_by(Incident.opened_at.desc())
+    .limit(1)
     .scalar_subquery()
 )
-_is_late = or_(summaries.CONDITIONS["late"], summaries.CONDITIONS["started"] & (summaries.LATENESS > policies.GRACE))
-_REPORT_LATE = _reporting(
+_its_state = select(Task.state).where(Task.id == _late.c.task_id).scalar_subquery()
+_FIND_LATE = (
     select(
-        Run.task_id,
-        func.array_agg(aggregate_order_by(Run.id, Run.scheduled_for), type_=ARRAY(Uuid()))[1].label("run_id"),
-        func.min(Run.scheduled_for).label("slot"),
-        func.max(Run.scheduled_for).label("last_slot"),
-        func.count().label("count"),
-        literal(None, Text()).label("note"),
+        _late.c.task_id,
+        func.array_agg(aggregate_order_by(_late.c.id, _late.c.scheduled_for), type_=ARRAY(Uuid()))[1].label("run_id"),
+        func.min(_late.c.scheduled_for).label("slot"),
+        func.max(_late.c.scheduled_for).label("last_slot"),
+        func.count().label("number"),
     )
-    .where(Run.scheduled_for >= _start, Run.scheduled_for < _start + summaries.MINUTE, _is_late)
-    .where(Run.scheduled_for > func.coalesce(_counted, literal_column("'-infinity'::timestamptz")))
-    .group_by(Run.task_id)
-    .cte("found")
+    .where(_late.c.scheduled_for > func.coalesce(_counted, literal_column("'-infinity'::timestamptz")))
+    .where(_its_state != TaskState.DELETED)
+    .group_by(_late.c.task_id)
+    .limit(bindparam("limit", type_=Integer()))
 )

@@ -22,7 +22,7 @@ from app.models import Incident, Run, Task
 from app.notices import Audience, Said
 from app.states import Told, Trigger, Trouble
 
-MOST = 20_000
+MOST = 10_000
 """Incidents that are told of in one transaction."""
 
 LOCK = 7_403_200  # any number that nobody else locks: see app/incidents.py for another

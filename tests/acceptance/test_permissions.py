@@ -208,6 +208,7 @@ def stack(stores, engine, databases):
     with connect(databases["owner"]) as owner:
         owner.execute(f"DROP TABLE runs_{NEXT_MONTH:%Y_%m}, attempts_{NEXT_MONTH:%Y_%m}")
     made = Stack(os.environ | stores["admin"], engine)
+    made.env["PUNCTUAL_NOTIFY_WEBHOOK"] = "http://127.0.0.1:1/"  # where nobody listens
     try:
         for name, number in (("web", 1), ("beat", 1), ("beat", 2), ("worker", 1)):
             made.start(name, number, **stores[name])
@@ -279,6 +280,16 @@ def test_a_beat_makes_the_partitions_that_are_missing(stack, databases):
         owners = "SELECT relowner::regrole::text FROM pg_class WHERE relname = ANY (%s)"
         found = poll(lambda: len(seen := server.execute(owners, [names]).fetchall()) == len(names) and seen)
     assert set(found) == {(f"{PREFIX}owner",)}
+
+
+def test_a_beat_notes_that_a_task_failed_and_a_worker_tells_of_it(stack, stores):
+    def told():
+        found = stack.api.get("/tasks", params={"target": "punctual.webhook"}).json()["items"]
+        return found and [run for run in stack.runs(found[0]) if run["state"] == "retrying"]
+
+    [run, *_] = poll(told, within=20)
+    assert "NotTaken" in stack.api.get(f"/runs/{run['id']}").json()["attempts"][0]["error"]["type"]
+    assert refusals(stack, stores) == []
 
 
 def test_another_app_calls_and_is_answered(stack, stores, brokers):
@@ -382,7 +393,6 @@ def answers(site, path):
         ("web", "CREATE ROLE mine"),
         ("web", "SET ROLE {owner}"),
         ("web", "COPY (SELECT 1) TO PROGRAM 'true'"),
-        ("beat", "INSERT INTO tasks SELECT * FROM tasks"),
         ("beat", "UPDATE tasks SET args = '[]'"),
         ("beat", "UPDATE tasks SET target = 'shell.run'"),
         ("beat", "DELETE FROM tasks"),

@@ -320,6 +320,23 @@ def test_beats_that_look_for_late_runs_at_once_count_them_once(task):
     assert [each.count for each in found()] == [1]
 
 
+def test_of_many_tasks_that_are_late_some_are_reported_at_a_time_and_a_slow_look_is_not_done_again(
+    create, monkeypatch, statements
+):
+    monkeypatch.setattr(incidents, "WORK", -1)  # each turn is over before it began
+    monkeypatch.setattr(incidents, "LATE", 2)
+    for _ in range(3):
+        slot(create(), LATE)
+    turns = 0
+    while look() and turns < 10:
+        turns += 1
+    assert len(found()) == 3
+    assert turns < 10
+    with statements() as seen:
+        look()
+    assert [each for each in seen if "array_agg" in each] == []
+
+
 def test_open_ones_are_counted_and_old_ones_forgotten(create):
     one, other = create(), create()
     report(one)
