@@ -56,7 +56,7 @@ class Said:
 def audience(notify: Mapping[str, Any] | None, config: Settings) -> Audience:
     """Who is told of the incidents of a task."""
     if notify and (notify["webhook"] or notify["email"]):
-        return Audience(key=fingerprint(notify), webhook=bool(notify["webhook"]), email=tuple(notify["email"]))
+        return Audience(key=fingerprint(notify), webhook=bool(notify["webhook"]), email=tuple(sorted(notify["email"])))
     return Audience(key=DEFAULT, webhook=config.PUNCTUAL_NOTIFY_WEBHOOK is not None, email=config.PUNCTUAL_NOTIFY_EMAIL)
 
 

@@ -6,6 +6,7 @@ Loading a task gives the `fields` that the use cases of `app.tasks` take; dumpin
 import json
 from datetime import timedelta
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import marshmallow as ma
 from marshmallow import fields, validate
@@ -126,6 +127,15 @@ class NotifySchema(RowSchema):
     def _check_doubles(self, value: list[str], **_: Any) -> None:
         if len({*value}) < len(value):
             raise ma.ValidationError("May name each one once.")
+
+    @ma.validates("webhook")
+    def _check_webhook(self, value: str | None, **_: Any) -> None:
+        try:
+            readable = value is None or (urlsplit(value).hostname and urlsplit(value).port != 0)
+        except ValueError:
+            readable = False
+        if not readable:
+            raise ma.ValidationError("Must name a host, and a port from 1 to 65535 where it names one.")
 
     @ma.validates("email")
     def _check_mails(self, value: list[str], **_: Any) -> None:

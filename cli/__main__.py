@@ -5,7 +5,7 @@ import click
 from cli.audit import audit
 from cli.console import Console
 from cli.keys import keys
-from cli.overview import cluster, preview, stats
+from cli.overview import cluster, incidents, preview, stats
 from cli.runs import runs
 from cli.tasks import tasks
 from cli.transfer import export, import_
@@ -25,7 +25,7 @@ def main(ctx: click.Context, url: str) -> None:
     ctx.call_on_close(ctx.obj.close)
 
 
-for command in (tasks, runs, keys, preview, audit, export, import_, stats, cluster):
+for command in (tasks, runs, keys, preview, audit, export, import_, incidents, stats, cluster):
     main.add_command(command)
 
 

@@ -1,13 +1,21 @@
-"""`punctual preview`, `stats`, `cluster`: what a schedule means, how late runs are, who is there."""
+"""`punctual preview`, `incidents`, `stats`, `cluster`: what a schedule means, what is not well, how late, who is there."""
 
 from typing import Any
 
 import click
 
 from cli import definitions, lookup, parameters, tables
-from cli.console import Command, Console, console
+from cli.console import Command, Console, console, limited
 from cli.rest import Json
 
+INCIDENTS: dict[str, tables.Column] = {
+    "task": lambda incident: incident["task_name"],
+    "kind": lambda incident: incident["kind"],
+    "since": lambda incident: incident["opened_at"],
+    "until": lambda incident: incident["closed_at"],
+    "times": lambda incident: incident["count"],
+    "run": lambda incident: incident["run_id"],
+}
 BEATS: dict[str, tables.Column] = {
     "beat": lambda node: node["name"],
     "present": lambda node: node["present"],
@@ -45,6 +53,17 @@ def preview(line: Console, /, schedule: str, timezone: str | None, count: int) -
     click.echo("\n".join([tables.cell(told["description"]), *map(tables.cell, told["slots"])]))
     for warning in told["warnings"]:
         line.say(f"warning: {warning}")
+
+
+@click.command(cls=Command)
+@click.option("--task", metavar="TASK", help="Its id or name; the id of one that is deleted.")
+@click.option("--over", is_flag=True, help="Those that are over.")
+@limited
+@console
+def incidents(line: Console, /, task: str | None, limit: int | None, *, over: bool) -> None:
+    """List what is not well, newest first."""
+    of = {"task_id": lookup.task_id(line.api, task)} if task else {}
+    line.many(line.api.items("/incidents", of | {"open": int(not over)}, limit=limit), INCIDENTS)
 
 
 @click.command(cls=Command)

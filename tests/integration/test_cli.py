@@ -2,11 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 from uuid import uuid4
 
 import pytest
 from stores import ROOT
+
+from app import db, incidents
+from app.incidents import Sign
+from app.states import Trouble
 
 KEY = "punctual-test-key"
 DEAD = "http://127.0.0.1:1"
@@ -229,6 +234,14 @@ def test_a_preview_has_words_slots_and_warnings(punctual, ask):
 def test_the_cluster_is_shown_in_tables(punctual, ask, redis_client):
     assert "QUEUE" in punctual("cluster").stdout
     assert ask("cluster")["workers"] == []
+
+
+def test_what_is_not_well_is_listed(punctual, ask, task):
+    with db.transaction() as session:
+        incidents.report(session, Trouble.LATE, [Sign(task_id=task["id"], slot=db.now(session))])
+    assert re.search(rf"{task['name']} +late ", punctual("incidents").stdout)
+    assert [each["kind"] for each in ask("incidents", "--task", task["name"])] == ["late"]
+    assert ask("incidents", "--over") == []
 
 
 def test_a_store_that_is_away_is_waited_for_and_then_told(punctual, no_database, naps):

@@ -10,9 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from app import db, messages, queries, runs, system
+from app import db, incidents, messages, queries, runs, system
 from app.models import Run, Target
-from app.states import Role, RunState, Trigger
+from app.states import Role, RunState, Trigger, Trouble
 from web import auth
 
 KEY = "punctual-test-key"
@@ -210,6 +210,9 @@ def test_what_a_user_gave_is_text_wherever_it_is_shown(client, browser, register
     run = client.post(f"/api/v1/tasks/{task['id']}/run", json={"kwargs": {"x": HOSTILE}}).json
     error = {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}
     fail_all(error=error, result={"x": HOSTILE}, worker=HOSTILE)
+    with db.transaction() as session:
+        sign = incidents.Sign(task_id=task["id"], run_id=run["id"], slot=db.now(session), note=HOSTILE)
+        incidents.report(session, Trouble.PAUSED, [sign])
     for address in (
         "/",
         "/tasks",
@@ -238,6 +241,21 @@ def test_the_part_of_a_page_is_what_its_script_asks_for_and_costs_nothing_where_
     assert "<html" not in part.text
     again = browser.get(f"/tasks/{task['id']}", headers={"X-Part": "live", "If-None-Match": part.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
+
+
+def test_what_is_not_well_is_shown_on_the_overview_and_on_the_page_of_its_task(browser, client, register):
+    own = {"on": ["failed", "late"], "webhook": "https://hooks.example.com/T0KEN", "email": []}
+    task, other = register(name="ill", notify=own), register(name="well")
+    assert "Not well" not in browser.get("/").text
+    with db.transaction() as session:
+        incidents.report(session, Trouble.FAILED, [incidents.Sign(task_id=task["id"], slot=db.now(session), count=3)])
+    assert "<h2>Not well</h2>\n  <p>1 failed</p>" in browser.get("/").text
+    page = browser.get(f"/tasks/{task['id']}").text
+    assert "<h2>Incidents</h2>" in page
+    assert "it lasts" in page
+    assert "failed, late: to hooks.example.com by webhook" in page
+    assert "T0KEN" not in page
+    assert "<h2>Incidents</h2>" not in browser.get(f"/tasks/{other['id']}").text
 
 
 def test_pages_with_buttons_stay_the_same_too_while_nothing_changes(client, browser, task, run):
