@@ -1,4 +1,5 @@
-"""`punctual preview`, `incidents`, `stats`, `cluster`: what a schedule means, what is not well, how late, who is there."""
+"""`punctual preview`, `incidents`, `stats`, `cluster`: what a schedule means, what is not well, how late runs were, who
+is there."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from firing import fire
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from app import attempts, db, dispatch, incidents, recoveries, runs, summaries, system, tasks
 from app.incidents import Sign
@@ -167,6 +167,25 @@ def test_what_is_being_reported_is_not_closed(task):
     with db.transaction() as session:
         attempts.fail(session, ticket, Reason.ERROR, ERROR, 0.5, after=math.inf)
         assert close() == 0
+    [incident] = found()
+    assert (incident.count, incident.closed_at) == (2, None)
+
+
+def test_what_is_reported_between_the_look_and_the_end_keeps_an_incident_open(task):
+    fail(manual(task))
+    runs.succeed(manual(task), None)
+    late = [manual(task)]
+
+    def fail_before(_connection, _cursor, statement, *_):
+        if late and statement.startswith("UPDATE incidents"):
+            with ThreadPoolExecutor() as pool:  # another connection's
+                pool.submit(fail, late.pop()).result(10)
+
+    event.listen(db.engines()[0], "before_cursor_execute", fail_before)
+    try:
+        assert close() == 0
+    finally:
+        event.remove(db.engines()[0], "before_cursor_execute", fail_before)
     [incident] = found()
     assert (incident.count, incident.closed_at) == (2, None)
 
