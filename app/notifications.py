@@ -45,7 +45,8 @@ class _Waiting:
 
 
 def tell(session: Session, now: datetime) -> list[Message]:
-    """Makes the notices that are due and says what to send. One beat at a time."""
+    """Makes the notices that are due and says what to send. One beat at a time: another one would not know yet what
+    was said."""
     waiting = _look(session)
     if not waiting or not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
         return []

@@ -66,7 +66,6 @@ def _run_that(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return exists().where(Run.task_id == Incident.task_id, Run.scheduled_for >= Incident.last_slot, *conditions)
 
 
-_is_later = Run.scheduled_for > Incident.last_slot
 _fired_in_time = Run.fired_at - Run.scheduled_for <= policies.GRACE
 # when a run of another app started is not known: that it was fired in time is all that can be said
 _is_theirs = Run.queue == any_(bindparam("theirs", type_=ARRAY(Text())))
@@ -78,11 +77,10 @@ _IS_WELL = case(
         Incident.kind == Trouble.FAILED,
         _run_that(Run.state == RunState.SUCCEEDED, Run.finished_at > Incident.last_at),
     ),
-    (Incident.kind == Trouble.LATE, or_(_run_that(_is_later, _in_time), _no_slot_left & ~_waits)),
+    (Incident.kind == Trouble.LATE, or_(_run_that(_in_time), _no_slot_left & ~_waits)),
     (
         Incident.kind == Trouble.MISSED,
         _run_that(
-            _is_later,
             _fired_in_time,
             Run.trigger == Trigger.SCHEDULE,
             Run.missed == 0,

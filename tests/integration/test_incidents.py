@@ -109,6 +109,14 @@ def test_runs_that_fail_at_once_are_one_incident_and_a_success_ends_it(task):
     assert (incident.ending, incident.untold) == ("well", True)
 
 
+def test_a_success_before_the_failure_ends_nothing_though_its_slot_is_a_later_one(task):
+    failing, succeeding = manual(task), manual(task)
+    assert succeeding.slot > failing.slot
+    runs.succeed(succeeding, None)
+    fail(failing)
+    assert close() == 0
+
+
 def test_what_comes_back_soon_is_the_same_incident_and_is_over_only_when_it_stayed_well(task):
     fail(manual(task))
     runs.succeed(manual(task), None)
