@@ -34,6 +34,7 @@ CALLS = [
     ("POST", f"/tasks/{NOBODY}/backfill"),
     ("GET", f"/tasks/{NOBODY}/upcoming"),
     ("GET", f"/tasks/{NOBODY}/runs"),
+    ("GET", "/incidents"),
     ("GET", "/runs"),
     ("GET", f"/runs/{NOBODY}"),
     ("POST", f"/runs/{NOBODY}/cancel"),
