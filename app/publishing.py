@@ -111,7 +111,7 @@ class Publisher:
 
     def _declare(self, name: str) -> bool:
         """Whether the queue is there. One that cannot be declared takes its own messages only."""
-        if name in self.declared or name in settings.load().external_queues:
+        if name in self.declared or _is_others(name):
             return True
         assert self.connection is not None
         pulse.mark("declaring a queue")
@@ -227,9 +227,9 @@ class Publisher:
         self.refused.add(UUID(returned.headers["id"]))
         metrics.MESSAGES.labels("returned").inc()
         self.declared.discard(name)
-        if name in settings.load().external_queues:
+        if _is_others(name):
             if time.monotonic() > self.silent_until.get(name, 0):
-                log.warning("queue %s of another app is not there, its runs stay pending until it is", name)
+                log.warning("queue %s is not there, its runs stay pending until whoever consumes it makes it", name)
                 self.silent_until[name] = time.monotonic() + SAY_AGAIN
         else:
             log.warning("queue %s is gone, it is declared again with the next batch", name)
@@ -240,6 +240,12 @@ def _taken(parcels: Iterable[Parcel]) -> list[Parcel]:
     taken = list(parcels)
     metrics.MESSAGES.labels("confirmed").inc(len(taken))
     return taken
+
+
+def _is_others(name: str) -> bool:
+    """Whether whoever consumes a queue declares it: another app, or our workers that of the calls, to which nobody but
+    the canary sends a run. A beat may not declare that one, nor needs to."""
+    return name == CALLS_QUEUE or name in settings.load().external_queues
 
 
 def _is_external(parcel: Parcel) -> bool:

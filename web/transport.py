@@ -78,7 +78,8 @@ def name_request() -> None:
 
 def forget_request(_exc: BaseException | None) -> None:
     """The request is over, and so are its id and its span."""
-    flask.g.traced.close()
+    if (traced := flask.g.pop("traced", None)) is not None:
+        traced.close()
     structlog.contextvars.clear_contextvars()
 
 
