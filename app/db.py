@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
+from pydantic import SecretStr
 from sqlalchemy import CursorResult, Engine, Executable, TableValuedAlias, bindparam, create_engine, event, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
@@ -42,6 +43,18 @@ LIBPQ_OPTIONS = (
 
 TOO_LONG = "This took too long and was given up; nothing was changed. Ask for less, or try again shortly."
 
+CONNECTING: Mapping[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    "application_name": "punctual",
+    # a silent link is noticed in seconds, not in the kernel's two hours
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 6000,
+}
+
+PRIMARY = "read-write"  # of several hosts, only the primary decides
+
 Answer = TypeVar("Answer")
 
 
@@ -51,30 +64,26 @@ def engines() -> tuple[Engine, Engine]:
 
     Connections must not cross a fork: a child calls `forget` first.
     """
+    engine = make_engine(settings.load().DATABASE_URL, target_session_attrs=PRIMARY, options=LIBPQ_OPTIONS)
+    return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def make_engine(url: SecretStr, **connecting: str) -> Engine:
+    """An engine with a pool and a guard of its own."""
     engine = create_engine(
-        settings.load().DATABASE_URL.get_secret_value(),
+        url.get_secret_value(),
         pool_size=5,
         max_overflow=10,
         pool_timeout=3,
         pool_use_lifo=True,
         hide_parameters=True,  # arguments of tasks may hold secrets, and errors are logged
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT,
-            "target_session_attrs": "read-write",  # of several hosts, only the primary decides
-            "application_name": "punctual",
-            "options": LIBPQ_OPTIONS,
-            # a silent link is noticed in seconds, not in the kernel's two hours
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 6000,
-        },
+        connect_args=dict(CONNECTING) | connecting,
     )
     guard = Guard()
     event.listen(engine, "checkout", guard.begin)
     event.listen(engine, "checkin", guard.end)
     event.listen(engine, "invalidate", guard.end)
-    return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
+    return engine
 
 
 class Guard:
@@ -273,6 +282,23 @@ def _driver() -> Iterator[psycopg.Connection[Any]]:
         raise
     finally:
         pooled.close()
+
+
+@contextmanager
+def apart(options: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of its own, without transactions, whose statements may take as long as `options` say: nobody ends
+    what outlives PATIENCE. For work that takes minutes, in a thread that nobody waits for.
+
+    Raises Unavailable where PostgreSQL is away, or gave a statement up.
+    """
+    url = engines()[0].url
+    given, named = engines()[0].dialect.create_connect_args(url)
+    connecting = {**named, **CONNECTING} | {"target_session_attrs": PRIMARY, "options": f"{LIBPQ_OPTIONS} {options}"}
+    try:
+        with psycopg.connect(*given, **connecting, autocommit=True) as connection:
+            yield connection
+    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        raise errors.Unavailable from exc
 
 
 def ping() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import dispatch, errors, schedules
+from app import dispatch, errors, retention, schedules
+from app.fields import instant
 from app.models import Run, Task
 
 EPOCH = datetime(1900, 1, 1, tzinfo=UTC)
@@ -56,7 +57,11 @@ def coming(task: Task, now: datetime, limit: int) -> list[datetime]:
 
 
 def missing(session: Session, now: datetime, task: Task, since: datetime, until: datetime) -> list[datetime]:
-    """The past slots of a task, from `since` to `until`, that have no run. Raises Invalid where they are too many."""
+    """The past slots of a task, from `since` to `until`, that have no run. Raises Invalid where they are too many, or
+    so old that their runs may be gone: a slot must not be run again for want of its record."""
+    kept_from = retention.horizon(session, now, task)
+    if kept_from is not None and since < kept_from:
+        raise errors.Invalid(errors={"since": [f"Runs of this task are kept from {instant(kept_from)} on."]})
     table = dispatch.timetable(task, now)
     past = list(islice(table.between(since - dispatch.INSTANT, min(until, now)), MAX_BACKFILL + 1))
     if len(past) > MAX_BACKFILL:

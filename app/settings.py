@@ -58,6 +58,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     DATABASE_URL: SecretStr
+    DATABASE_READ_URL: SecretStr | None = None
     REDIS_URL: SecretStr
     BROKER_URL: SecretStr
 
@@ -95,6 +96,9 @@ class Settings(BaseModel):
     PUNCTUAL_AUTOSCALE_MEMORY: Annotated[int, Field(ge=1, le=100)] = 90
     PUNCTUAL_AUTOSCALE_QUIET: Annotated[float, Field(gt=0)] = 30.0
     PUNCTUAL_STOP_GRACE: Annotated[float, Field(ge=0)] = 25.0
+    PUNCTUAL_KEEP_RUNS_DAYS: Annotated[int, Field(ge=0, le=36_500)] = 400
+    PUNCTUAL_KEEP_RUNS_PER_TASK: Annotated[int, Field(ge=0)] = 0
+    PUNCTUAL_ARCHIVE_PATH: Path | None = None
 
     OTEL_EXPORTER_OTLP_ENDPOINT: str | None = None
     OTEL_TRACES_SAMPLER_ARG: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -117,12 +121,11 @@ class Settings(BaseModel):
                 raise ValueError(f"{origin!r} is no origin such as https://ops.example.com")
         return value
 
-    @field_validator("DATABASE_URL", "REDIS_URL", "BROKER_URL")
+    @field_validator("DATABASE_URL", "DATABASE_READ_URL", "REDIS_URL", "BROKER_URL")
     @classmethod
-    def _scheme(cls, value: SecretStr, info: Any) -> SecretStr:
-        schemes = {"DATABASE_URL": DATABASE_SCHEMES, "REDIS_URL": REDIS_SCHEMES, "BROKER_URL": BROKER_SCHEMES}
-        allowed = schemes[info.field_name]
-        if not all(url.startswith(allowed) for url in value.get_secret_value().split(";")):
+    def _scheme(cls, value: SecretStr | None, info: Any) -> SecretStr | None:
+        allowed = {"REDIS_URL": REDIS_SCHEMES, "BROKER_URL": BROKER_SCHEMES}.get(info.field_name, DATABASE_SCHEMES)
+        if value is not None and not all(url.startswith(allowed) for url in value.get_secret_value().split(";")):
             raise ValueError(f"must start with {' or '.join(allowed)}")
         return value
 

@@ -27,6 +27,7 @@ from app.models import Task
 from app.states import TaskState
 from beat.chores import Chores
 from beat.entries import Entries, Entry
+from beat.keeper import Keeper
 from beat.leases import Leases
 from beat.node import Node
 from beat.watchdog import SigningRetry, Watchdog, sign_statements
@@ -80,6 +81,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
             sign_statements(db.engines()[0])  # before a second thread could make engines of its own at the same time
             self.chore_thread.start()
+            self.keeper = Keeper()
+            self.keeper.start()
             for thread in (threading.current_thread(), self.chore_thread):
                 self.watchdog.watch(thread)
             self.watchdog.start()
@@ -143,6 +146,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.watchdog.stopping.set()  # from here on the supervisor's patience counts
         self.watchdog.join(timeout=1)
         self.chores.stopping.set()
+        self.keeper.stopping.set()
         with contextlib.suppress(errors.Unavailable):
             self._mark()
         self.leases.release()

@@ -77,9 +77,12 @@ BEGIN
     LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO punctual_owner', found.name);
     END LOOP;
-    IF to_regprocedure('make_partition(text, date)') IS NOT NULL THEN
-        ALTER FUNCTION make_partition(text, date) OWNER TO punctual_owner;
-    END IF;
+    FOR found IN
+        SELECT oid::regprocedure AS name FROM pg_proc
+        WHERE pronamespace = current_schema()::regnamespace AND prosecdef AND proowner <> 'punctual_owner'::regrole
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s OWNER TO punctual_owner', found.name);
+    END LOOP;
 END
 $$;
 
@@ -90,8 +93,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE punctual_owner REVOKE ALL ON FUNCTIONS FROM PU
 REVOKE ALL ON ALL TABLES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker;
 
--- What each process does with each table. Nobody deletes a task, a run or an attempt, and nobody changes what a run was
--- to call, and when. Whoever notes a change in the audit log cannot seal it, and the beat that seals it changes nothing
+-- What each process does with each table. Nobody deletes a task, a run or an attempt but by the functions below, which
+-- keep what is young, and nobody changes what a run was to call, and when. Whoever notes a change in the audit log cannot seal it, and the beat that seals it changes nothing
 -- else. A worker counts a key's tasks, as other apps may delete one, and sees nothing else of keys. A table that is not
 -- there yet is passed over.
 DO $$
@@ -145,11 +148,15 @@ BEGIN
             EXECUTE format('GRANT %s ON %I TO %I', wanted.may, wanted.name, wanted.role);
         END IF;
     END LOOP;
-    -- a beat makes room for the months ahead by this, and makes no other table
-    IF to_regprocedure('make_partition(text, date)') IS NOT NULL THEN
-        REVOKE ALL ON FUNCTION make_partition(text, date) FROM PUBLIC, punctual_web, punctual_worker;
-        GRANT EXECUTE ON FUNCTION make_partition(text, date) TO punctual_beat;
-    END IF;
+    -- a beat makes room for the months ahead, and lets go of old ones, by these: it makes and drops no other table
+    FOR wanted IN
+        SELECT oid::regprocedure AS name FROM pg_proc
+        WHERE pronamespace = current_schema()::regnamespace
+            AND proname IN ('make_partition', 'detach_month', 'drop_month', 'forget_runs', 'forget_tasks')
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, punctual_web, punctual_worker', wanted.name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO punctual_beat', wanted.name);
+    END LOOP;
 END
 $$;
 COMMIT;
