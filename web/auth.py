@@ -16,7 +16,7 @@ from datetime import timedelta
 import flask
 from sqlalchemy.orm import Session
 
-from app import api_keys, clock, db, errors, settings
+from app import api_keys, clock, db, errors, replica, settings
 from app.actors import Actor
 from app.models import ApiKey
 from app.states import Role, Via
@@ -190,6 +190,27 @@ def transaction() -> Iterator[Session]:
             yield session
         finally:
             flask.g.session = None
+    if flask.request.method == "POST" and flask.request.blueprint == PAGES:
+        flask.session["wrote"] = int(time.time())
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """As `transaction`, for lists and statistics: from the replica, where there is one, and changing nothing.
+
+    A person who has just changed something by a page sees what they did: their pages are read from the primary for as
+    long as the replica may lag.
+    """
+    outer: Session | None = flask.g.get("session")
+    wrote = flask.session.get("wrote") if flask.request.blueprint == PAGES else None
+    if outer is not None:
+        yield outer
+    elif isinstance(wrote, int | float) and time.time() - wrote <= replica.MAX_LAG + 1:
+        with replica.on_primary(by=actor()) as session:
+            yield session
+    else:
+        with replica.reading(by=actor()) as session:
+            yield session
 
 
 def bearer(header: str) -> str | None:

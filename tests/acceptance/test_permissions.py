@@ -68,7 +68,7 @@ def run(*argv, **env):
 
 def permit(files, url):
     """Applies the file for PostgreSQL to a database."""
-    psql = postgresql._wheel() / postgresql.VERSIONS[max(postgresql.VERSIONS)] / "bin/psql"
+    psql = postgresql.wheel() / postgresql.VERSIONS[max(postgresql.VERSIONS)] / "bin/psql"
     admin = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     run(str(psql), "--no-psqlrc", "--quiet", f"--dbname={admin}", f"--file={files}/postgresql.sql", **PASSWORDS)
 

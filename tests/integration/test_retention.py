@@ -58,7 +58,8 @@ def record(task_id, slots, state="succeeded"):
         session.execute(
             text(
                 "INSERT INTO runs (id, task_id, scheduled_for, task_name, target, queue, trigger, missed, state,"
-                " attempt, fired_at, result) VALUES (:id, :task, :slot, E'a\\nname', 'debug.echo', 'default', 'schedule', 0,"
+                " attempt, fired_at, result)"
+                " VALUES (:id, :task, :slot, E'a\\nname', 'debug.echo', 'default', 'schedule', 0,"
                 ' :state, 2, :slot, \'{"text": "a\\nline, \\u0022quoted\\u0022"}\')'
             ),
             rows,

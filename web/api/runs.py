@@ -29,7 +29,7 @@ blp = Blueprint("runs", "What ran, when, and what became of it.")
 @blp.gives(200, web_schemas.RunPageSchema)
 def index(wanted: Fields) -> queries.Page[models.Run]:
     """Lists runs, newest slot first."""
-    with auth.transaction() as session:
+    with auth.reading() as session:
         return queries.runs(session, **wanted)
 
 

@@ -20,10 +20,11 @@ HOUR = timedelta(hours=1)
 @blp.refuses(404)
 def show(wanted: Fields) -> dict[str, Any]:
     """Counts runs by state, how late they started, and which stage made them late."""
-    with auth.transaction() as session:
-        now = db.now(session)
-        if "task_id" in wanted:
+    if "task_id" in wanted:
+        with auth.transaction() as session:  # a new one is found at once
             queries.find_task(session, wanted["task_id"])
+    with auth.reading() as session:
+        now = db.now(session)
         found = stats.read(session, now, wanted.get("since", now - HOUR), wanted.get("task_id"))
     return {
         "since": found.since,

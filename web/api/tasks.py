@@ -8,7 +8,7 @@ from uuid import UUID
 
 import flask
 
-from app import bulk, db, models, planning, queries, schemas, tasks
+from app import bulk, db, models, planning, queries, replica, schemas, tasks
 from app.actors import Actor
 from app.states import TaskState
 from web import auth
@@ -65,7 +65,7 @@ def export(wanted: Fields) -> flask.Response:
 
 
 def _page(by: Actor | None, wanted: Fields, *, after: str | None) -> queries.Page[models.Task]:
-    with db.transaction(by=by) as session:
+    with replica.reading(by=by) as session:
         return queries.tasks(session, **wanted, order="name", limit=bulk.MAX_BULK, after=after)
 
 
@@ -115,7 +115,7 @@ def delete_many(fields: Fields) -> bulk.Done:
 @blp.gives(200, web_schemas.TaskPageSchema)
 def index(wanted: Fields) -> queries.Page[models.Task]:
     """Lists tasks, newest first."""
-    with auth.transaction() as session:
+    with auth.reading() as session:
         return queries.tasks(session, **wanted)
 
 

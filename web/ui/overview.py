@@ -21,6 +21,8 @@ def overview() -> flask.Response:
     """Shows how it goes."""
     with auth.transaction() as session:
         now = db.now(session)
+        cluster = queries.cluster(session, now)
+    with auth.reading() as session:
         shown: dict[str, Any] = {
             "promises": {name: summaries.promise(session, now, span) for name, span in SPANS.items()},
             "running": queries.runs(session, state=RunState.RUNNING, limit=SHOWN, after=None).items,
@@ -28,7 +30,7 @@ def overview() -> flask.Response:
             "incidents": queries.incidents(session, is_open=True, limit=SHOWN, after=None).items,
             "open": incidents.counts(session),
             "coming": queries.tasks(session, state=TaskState.ACTIVE, order="next", limit=SHOWN, after=None).items,
-            "cluster": queries.cluster(session, now),
+            "cluster": cluster,
             "is_new": not queries.has_tasks(session),
             "songs": canary.songs(session, now),
         }

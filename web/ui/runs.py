@@ -30,9 +30,12 @@ def all_runs() -> flask.Response:
     """Lists runs, newest slot first."""
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
-    with auth.transaction() as session:
+    task = None
+    if wanted.get("task_id"):
+        with auth.transaction() as session:  # a new one is found at once
+            task = queries.find_task(session, wanted["task_id"])
+    with auth.reading() as session:
         found = queries.runs(session, **wanted | {"limit": LIMIT})
-        task = queries.find_task(session, wanted["task_id"]) if wanted.get("task_id") else None
     return page("runs", runs=found, asked=asked, problems=problems, states=list(RunState), task=task)
 
 

@@ -46,7 +46,7 @@ def all_tasks() -> flask.Response:
     """Lists tasks, with what became of their last runs."""
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
-    with auth.transaction() as session:
+    with auth.reading() as session:
         found = queries.tasks(session, **wanted | {"limit": LIMIT})
         outcomes = queries.outcomes(session, [task.id for task in found.items], MARKS)
         targets = [each.target.name for each in queries.targets(session)]

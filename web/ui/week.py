@@ -41,7 +41,7 @@ def week() -> flask.Response:
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
-    with auth.transaction() as session:
+    with auth.reading() as session:
         now = db.now(session)
         groups = forecast.groups(session, now, DAYS, queries.like(**named))
         targets = [each.target.name for each in queries.targets(session)]
