@@ -227,7 +227,7 @@ class Settings(BaseModel):
         unknown = [name for name in environ if name.startswith("PUNCTUAL_") and not _known(name)]
         if unknown:
             raise ValueError(f"{unknown[0]}: there is no such setting")
-        values = {name: _value(name, environ) for name in cls.model_fields}
+        values = {name: text(name, environ) for name in cls.model_fields}
         try:
             return cls.model_validate({name: value for name, value in values.items() if value is not None})
         except ValidationError as exc:
@@ -288,8 +288,8 @@ def _known(name: str) -> bool:
     return name.removesuffix("_FILE") in Settings.model_fields.keys() | CLIENT
 
 
-def _value(name: str, environ: Mapping[str, str]) -> str | None:
-    """The setting's text; an empty one counts as not given, as compose files pass unset ones on empty."""
+def text(name: str, environ: Mapping[str, str]) -> str | None:
+    """A setting's text; an empty one counts as not given, as compose files pass unset ones on empty."""
     path = environ.get(f"{name}_FILE")
     if not path:
         return environ.get(name) or None

@@ -94,6 +94,12 @@ def prepared(data: Path) -> Iterator[Server]:
         )
 
 
+def address(data: Path) -> str:
+    """The URL of the database while another process runs it."""
+    folder = data / FOLDER
+    return _url(folder if _takes_socket(folder) else _aside(folder))
+
+
 def remove(data: Path) -> None:
     """Removes a data folder whose server does not run, and what lies elsewhere for it."""
     shutil.rmtree(_aside(data / FOLDER), ignore_errors=True)

@@ -54,6 +54,10 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
 
 
+class AlreadyHeld(StartError):
+    """Another process works on a data folder."""
+
+
 class Keeper:
     """Keeps one program running in a session of its own, so that a terminal's Ctrl-C reaches us alone."""
 
@@ -193,7 +197,7 @@ def tell(name: str, line: str) -> None:
 
 @contextmanager
 def hold(data: Path) -> Iterator[None]:
-    """Holds a data folder for this process alone, and makes it. Raises StartError where another holds it.
+    """Holds a data folder for this process alone, and makes it. Raises AlreadyHeld where another holds it.
 
     The kernel lets go of the lock when the process dies, however it dies.
     """
@@ -204,7 +208,7 @@ def hold(data: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(lock, 20).decode() or "?"
-            raise StartError(f"already running on {data}, as process {holder}: stop that one first") from None
+            raise AlreadyHeld(f"already running on {data}, as process {holder}: stop that one first") from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield

@@ -173,9 +173,10 @@ def test_nothing_is_decided_on_what_may_be_old(register, request, where):
     task = UUID(register()["id"])
     if where == "replica":
         caught_up(request.getfixturevalue("following"))
+    with reads.reading() as session:
+        assert session.scalar(select(func.pg_is_in_recovery())) is (where == "replica")
     for decide in DECISIONS.values():
         with pytest.raises(DBAPIError, match="read-only transaction"), reads.reading() as session:
-            assert session.scalar(select(func.pg_is_in_recovery())) is (where == "replica")
             decide(session, task)
 
 
