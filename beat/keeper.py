@@ -91,9 +91,7 @@ class Keeper(threading.Thread):
             old, detached = retention.old_months(session, now), retention.detached_months(session, now)
         if folder is not None and (old or detached):
             archive.check(folder)  # before anything is taken out of sight
-        for month in detached:
-            self._let_go(connection, month, folder)
-        for month in old:
+        for month in (*detached, *old):
             if self._detach(month):
                 self._let_go(connection, month, folder)
 

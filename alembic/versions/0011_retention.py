@@ -21,34 +21,36 @@ DETACH_MONTH = """
     CREATE FUNCTION detach_month(month date) RETURNS boolean {head} SET lock_timeout = '100ms'
     AS $$
     DECLARE
-        parent text;
-        name text := 'runs_' || to_char(month, 'YYYY_MM');
+        names text[] := ARRAY['runs_' || to_char(month, 'YYYY_MM'), 'attempts_' || to_char(month, 'YYYY_MM')];
+        found record;
         is_open boolean := false;
         looks CONSTANT text := 'SELECT EXISTS (SELECT FROM %I'
             ' WHERE state IN (''pending'', ''queued'', ''retrying'', ''running''))';
     BEGIN
         PERFORM check_old_month(month);
-        IF to_regclass(name) IS NOT NULL THEN
-            -- looked at before, so that a month that must stay keeps nobody out
-            EXECUTE format(looks, name) INTO is_open;
-        END IF;
-        IF is_open THEN
-            RETURN false;
-        END IF;
-        LOCK TABLE ONLY runs, ONLY attempts IN ACCESS EXCLUSIVE MODE;
-        IF to_regclass(name) IS NOT NULL THEN
-            EXECUTE format(looks, name) INTO is_open;
-        END IF;
-        IF is_open THEN
-            RETURN false;
-        END IF;
-        FOREACH parent IN ARRAY ARRAY['runs', 'attempts'] LOOP
-            name := format('%s_%s', parent, to_char(month, 'YYYY_MM'));
-            IF EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(name) AND inhparent = parent::regclass) THEN
-                EXECUTE format('ALTER TABLE %I DETACH PARTITION %I', parent, name);
-                -- to be archived it must be read, which a right on the parent no longer allows
-                EXECUTE format('GRANT SELECT ON %I TO %I', name, session_user);
+        IF EXISTS (SELECT FROM pg_inherits WHERE inhrelid IN (to_regclass(names[1]), to_regclass(names[2]))) THEN
+            IF to_regclass(names[1]) IS NOT NULL THEN
+                -- looked at before, so that a month that must stay keeps nobody out
+                EXECUTE format(looks, names[1]) INTO is_open;
+                IF NOT is_open THEN
+                    LOCK TABLE ONLY runs, ONLY attempts IN ACCESS EXCLUSIVE MODE;
+                    EXECUTE format(looks, names[1]) INTO is_open;
+                END IF;
             END IF;
+            IF is_open THEN
+                RETURN false;
+            END IF;
+            FOR found IN
+                SELECT inhparent::regclass AS parent, inhrelid::regclass AS name FROM pg_inherits
+                WHERE inhrelid IN (to_regclass(names[1]), to_regclass(names[2]))
+                    AND inhparent IN ('runs'::regclass, 'attempts'::regclass)
+            LOOP
+                EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', found.parent, found.name);
+            END LOOP;
+        END IF;
+        -- to be archived it must be read, which a right on the parent does not allow any more
+        FOR found IN SELECT name FROM unnest(names) AS name WHERE to_regclass(name) IS NOT NULL LOOP
+            EXECUTE format('GRANT SELECT ON %I TO %I', found.name, session_user);
         END LOOP;
         RETURN true;
     END

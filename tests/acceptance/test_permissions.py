@@ -389,6 +389,10 @@ def answers(site, path):
         ("web", "DELETE FROM runs_default"),
         ("web", "SELECT FROM runs_default"),
         ("web", "SELECT make_partition('runs', current_date)"),
+        ("web", "SELECT detach_month('2020-01-01')"),
+        ("web", "SELECT drop_month('2020-01-01', NULL, NULL)"),
+        ("web", "SELECT forget_runs('{{}}', '{{}}')"),
+        ("web", "SELECT forget_tasks('{{}}')"),
         ("web", "SELECT FROM alembic_version"),
         ("web", "CREATE ROLE mine"),
         ("web", "SET ROLE {owner}"),
@@ -429,6 +433,10 @@ def answers(site, path):
         ("worker", "UPDATE incidents SET told = 'nothing'"),
         ("worker", "DELETE FROM incidents"),
         ("worker", "SELECT make_partition('runs', current_date)"),
+        ("worker", "SELECT detach_month('2020-01-01')"),
+        ("worker", "SELECT drop_month('2020-01-01', NULL, NULL)"),
+        ("worker", "SELECT forget_runs('{{}}', '{{}}')"),
+        ("worker", "SELECT forget_tasks('{{}}')"),
         ("worker", "CREATE TABLE mine ()"),
         ("worker", "SET ROLE {owner}"),
         ("owner", "CREATE ROLE mine"),
@@ -439,6 +447,33 @@ def answers(site, path):
 def test_a_role_of_postgresql_may_not(databases, user, statement):
     with connect(databases[user]) as server, pytest.raises(psycopg.errors.InsufficientPrivilege):
         server.execute(statement.format(owner=f"{PREFIX}owner"))
+
+
+def test_a_beat_archives_and_drops_an_old_month_also_one_that_was_detached_before(databases, files, tmp_path):
+    with connect(databases["owner"]) as owner:
+        for month, after in (("2020-01-01", "2020-02-01"), ("2020-02-01", "2020-03-01")):
+            for table in ("runs", "attempts"):
+                name = f"{table}_{month[:7].replace('-', '_')}"
+                owner.execute(f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{month}') TO ('{after}')")
+    with connect(databases["beat"]) as beat:
+        assert beat.execute("SELECT detach_month('2020-01-01')").fetchone() == (True,)
+    permit(files, databases["admin"])  # takes from the beat what the function gave it
+    turn = "from beat import keeper; k = keeper.Keeper(); assert k.turn()"
+    unused = {"REDIS_URL": "redis://none", "BROKER_URL": "redis://none"}
+    run(
+        sys.executable,
+        "-c",
+        turn,
+        **unused,
+        DATABASE_URL=databases["beat"],
+        PUNCTUAL_ARCHIVE_PATH=str(tmp_path),
+        PYTHONPATH=str(ROOT),
+    )
+    assert len(list(tmp_path.iterdir())) == 4
+    with connect(databases["admin"]) as server:
+        assert (
+            server.execute("SELECT to_regclass('runs_2020_01'), to_regclass('runs_2020_02')").fetchone() == (None,) * 2
+        )
 
 
 @pytest.mark.parametrize(
