@@ -25,6 +25,7 @@ BENCHMARKS = {
     "size-1k": "bench.sizes:size_1k",
     "size-100k": "bench.sizes:size_100k",
     "size-1m": "bench.sizes:size_1m",
+    "retention": "bench.retention:retention",
     "pages": "bench.pages:pages",
     "api": "bench.api:api",
 }

@@ -49,10 +49,10 @@ def soon() -> list[Figure]:
     ]
 
 
-def instants(start: datetime) -> list[datetime]:
+def instants(start: datetime, per_second: int = PER_SECOND, seconds: int = SECONDS) -> list[datetime]:
     """The slots of a steady load: the same ones in each round, in whole milliseconds as answers show them."""
-    draw = random.Random(PER_SECOND)
-    offsets = sorted(draw.randrange(SECONDS * 1000) for _ in range(PER_SECOND * SECONDS))
+    draw = random.Random(per_second)
+    offsets = sorted(draw.randrange(seconds * 1000) for _ in range(per_second * seconds))
     return [start + timedelta(milliseconds=offset) for offset in offsets]
 
 

@@ -76,9 +76,9 @@ def wait_until_mirrored(before: datetime) -> None:
     left = (before - clock.now()).total_seconds() - 1
     unmirrored = "SELECT count(*) FROM tasks WHERE version <> mirrored_version"
     stage.wait(
-        lambda: _scalar(unmirrored) == 0,
+        lambda: scalar(unmirrored) == 0,
         within=left,
-        missing=lambda: f"{_scalar(unmirrored)} tasks had no entry yet, a second before their slot",
+        missing=lambda: f"{scalar(unmirrored)} tasks had no entry yet, a second before their slot",
     )
 
 
@@ -123,7 +123,7 @@ def _once(slot: datetime) -> str:
     return json.dumps(schedules.dump(planning.parse({"type": "once", "at": slot.isoformat()}, slot)))
 
 
-def _scalar(query: str, **values: Any) -> Any:
+def scalar(query: str, **values: Any) -> Any:
     with db.statement() as session:
         return session.scalar(text(query), values)
 
@@ -138,9 +138,9 @@ def _leaders() -> int:
 def _duration() -> float:
     """Seconds that a run is known to take; 0 where nothing is known yet."""
     query = "SELECT extract(epoch FROM duration)::float FROM targets WHERE name = :name"
-    return float(_scalar(query, name=TARGET) or 0)
+    return float(scalar(query, name=TARGET) or 0)
 
 
 def _offered(since: datetime) -> bool:
     query = "SELECT count(*) FROM targets WHERE name = :name AND last_seen_at >= :since"
-    return bool(_scalar(query, name=TARGET, since=since))
+    return bool(scalar(query, name=TARGET, since=since))

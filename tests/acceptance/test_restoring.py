@@ -40,9 +40,10 @@ def elsewhere():
 
 def call(module, url, *words):
     env = os.environ | {"DATABASE_URL": url}
-    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, env=env, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode().strip()
+    argv = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def test_from_a_backup_each_slot_is_recorded_once_and_none_is_missing(stack, elsewhere, tmp_path):

@@ -213,13 +213,14 @@ def test_who_uses_the_table_is_not_ended_and_keeps_nobody_waiting(old, register,
     assert count("runs") == 0
 
 
-def test_one_beat_at_a_time(old, register, database):
+def test_one_beat_at_a_time(old, register, database, eventually):
     record(register()["id"], in_old(2))
     with closing(connect(database)) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [retention.LOCK])
         assert keeper.Keeper().turn() is False
         assert count("runs") == 2
-    assert keeper.Keeper().turn() is True
+    eventually(keeper.Keeper().turn)  # the other's end may take a moment
+    assert count("runs") == 0
 
 
 def test_of_each_task_as_many_stay_as_are_wanted_and_all_of_the_last_day(register, given):
