@@ -97,7 +97,7 @@ class Settings(BaseModel):
     PUNCTUAL_AUTOSCALE_QUIET: Annotated[float, Field(gt=0)] = 30.0
     PUNCTUAL_STOP_GRACE: Annotated[float, Field(ge=0)] = 25.0
     PUNCTUAL_KEEP_RUNS_DAYS: Annotated[int, Field(ge=0, le=36_500)] = 400
-    PUNCTUAL_KEEP_RUNS_PER_TASK: Annotated[int, Field(ge=0)] = 0
+    PUNCTUAL_KEEP_RUNS_PER_TASK: Annotated[int, Field(ge=0, le=10_000)] = 0
     PUNCTUAL_ARCHIVE_PATH: Path | None = None
 
     OTEL_EXPORTER_OTLP_ENDPOINT: str | None = None

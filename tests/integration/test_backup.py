@@ -57,6 +57,11 @@ def test_what_comes_back_is_what_was_there_and_may_be_gone_on_from(client, task,
     assert ask(empty, definers) == []
 
 
+def test_what_is_to_be_done_after_a_recovery_to_a_moment_is_what_a_restore_does():
+    page = (ROOT / "docs/operations.md").read_text()
+    assert [statement for statement in restore.SETTLE if f"{statement};" not in page] == ["DELETE FROM nodes"]
+
+
 def test_a_database_that_is_not_empty_is_left_alone_unless_one_insists(taken, empty):
     ask(empty, "CREATE TABLE precious AS SELECT 1 AS one")
     with pytest.raises(StartError, match="not empty"):
