@@ -24,15 +24,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from app import db, settings
+from app import db, models, settings
+from app.messages import OWN
 from app.models import Run, Task
 from app.states import OPEN, TaskState
 
-SYSTEM = "punctual."
-"""What the targets of the system's own tasks begin with."""
-
 SYSTEM_KEPT = timedelta(days=2)
-"""Their runs are thousands a day, and of use for as long as somebody looks for a cause."""
+"""Runs of system tasks are thousands a day, and of use for as long as somebody looks for a cause."""
 
 MONTH_KEPT = timedelta(days=28)
 """For so long after its end a month stays, whatever is set: `check_old_month` sees to it."""
@@ -80,7 +78,7 @@ def detach(session: Session, month: date) -> bool:
 
 def prune_tasks(session: Session, now: datetime, after: UUID) -> Pruned:
     """Lets runs go of the next TASKS tasks, in the order of their ids: what is more than each may have, and what is
-    old of the system's own tasks."""
+    old of system tasks."""
     most = settings.load().PUNCTUAL_KEEP_RUNS_PER_TASK
     given = {"after": after, "most": most, "system_until": now - SYSTEM_KEPT, "until": now - RUN_KEPT}
     looked_at = db.execute(session, _TASKS, given).scalars().all()
@@ -123,7 +121,7 @@ def horizon(session: Session, now: datetime, task: Task) -> datetime | None:
     found = []
     if (age := kept()) is not None:
         found.append(now - max(age, RUN_KEPT))
-    if task.target.startswith(SYSTEM):
+    if task.target.startswith(OWN):
         found.append(now - SYSTEM_KEPT)
     if config.PUNCTUAL_KEEP_RUNS_PER_TASK:
         most = max(config.PUNCTUAL_KEEP_RUNS_PER_TASK, task.pause_after_failures or 0)
@@ -169,7 +167,7 @@ _DETACHED = """
 _most = bindparam("most", type_=Integer())
 _until = bindparam("until", type_=DateTime(timezone=True))
 _is_ended = Run.state.not_in(sorted(OPEN))
-_is_system = Task.target.startswith(SYSTEM, autoescape=True)
+_is_system = models.is_system(Task)
 
 _TASKS = (
     select(Task.id)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from app import archive, db, errors, retention, settings
+from app import archive, db, errors, metrics, retention, settings
 
 EVERY = 60.0
 """Seconds between two turns."""
@@ -29,7 +29,7 @@ OPTIONS = "-c statement_timeout=600000"
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The beat stops, in the midst of it."""
 
 
@@ -46,7 +46,8 @@ class Keeper(threading.Thread):
         """Takes its turns until it is stopped."""
         while not self.stopping.wait(EVERY):
             try:
-                self.turn()
+                with metrics.CHORE.labels("keeper").time(), metrics.CHORE_FAILURES.labels("keeper").count_exceptions():
+                    self.turn()
                 self.complained = ""
             except Stopped:
                 return

@@ -21,7 +21,7 @@ def overview() -> flask.Response:
     """Shows how it goes."""
     with auth.transaction() as session:
         now = db.now(session)
-        cluster = queries.cluster(session, now)
+        cluster, songs = queries.cluster(session, now), canary.songs(session, now)
     with auth.reading() as session:
         shown: dict[str, Any] = {
             "promises": {name: summaries.promise(session, now, span) for name, span in SPANS.items()},
@@ -32,7 +32,7 @@ def overview() -> flask.Response:
             "coming": queries.tasks(session, state=TaskState.ACTIVE, order="next", limit=SHOWN, after=None).items,
             "cluster": cluster,
             "is_new": not queries.has_tasks(session),
-            "songs": canary.songs(session, now),
+            "songs": songs,
         }
         minutes = summaries.minutes(session, now)
     shown["outcomes"] = charts.outcomes(minutes)
