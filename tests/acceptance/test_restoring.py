@@ -26,7 +26,7 @@ TASKS = 5
 @pytest.fixture
 def stack(make_stack):
     made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
-    made.start_all()
+    made.start_all(beats=1)
     yield made
     made.stop_all()
 
@@ -51,7 +51,7 @@ def test_from_a_backup_each_slot_is_recorded_once_and_none_is_missing(stack, els
     tasks = [stack.create(**every) for _ in range(TASKS)]
     soon = stack.create(schedule={"type": "once", "at": at(12)})
     long = stack.create(
-        target="debug.sleep", kwargs={"seconds": 3}, schedule={"type": "once", "at": at(2)}, retry={"max_attempts": 2}
+        target="debug.sleep", kwargs={"seconds": 6}, schedule={"type": "once", "at": at(2)}, retry={"max_attempts": 2}
     )
     poll(lambda: any(run["state"] == "running" for run in stack.runs(long)), within=20)
     backup = call("deploy.backup", stack.env["DATABASE_URL"], tmp_path)
@@ -70,7 +70,7 @@ def test_from_a_backup_each_slot_is_recorded_once_and_none_is_missing(stack, els
 
         call("deploy.restore", elsewhere, backup)
         stack.env["DATABASE_URL"] = elsewhere
-        stack.start_all()
+        stack.start_all(beats=1)
         started = datetime.now(UTC)
 
         def caught_up():
