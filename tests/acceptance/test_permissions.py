@@ -30,7 +30,7 @@ from sqlalchemy import make_url
 from stack import Stack, at
 from stores import DATABASE, GIVEN, ROOT, need, new_database, poll
 
-from deploy import embedded, postgresql
+from deploy import backup, embedded, postgresql, restore
 from deploy.processes import free_port
 
 FILES = ROOT / "deploy/permissions"
@@ -474,6 +474,20 @@ def test_a_beat_archives_and_drops_an_old_month_also_one_that_was_detached_befor
         assert (
             server.execute("SELECT to_regclass('runs_2020_01'), to_regclass('runs_2020_02')").fetchone() == (None,) * 2
         )
+
+
+def test_the_owner_backs_up_and_restores(databases, files, tmp_path):
+    made = backup.take(databases["owner"], tmp_path)
+    with new_database(f"{DATABASE}_restored") as url:
+        named = {user: make_url(databases[user]).set(database=make_url(url).database) for user in ("owner", "beat")}
+        urls = {user: each.render_as_string(hide_password=False) for user, each in named.items()}
+        permit(files, url)
+        restore.restore(urls["owner"], made)
+        with connect(urls["beat"]) as beat, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            beat.execute("SELECT forget_tasks('{}')")
+        permit(files, url)
+        with connect(urls["beat"]) as beat:
+            assert beat.execute("SELECT forget_tasks('{}')").fetchone() == (0,)
 
 
 @pytest.mark.parametrize(
