@@ -36,6 +36,8 @@ def replica():
         argv = [backup, f"--dbname={whence}", f"--pgdata={folder}", "--write-recovery-conf", "--checkpoint=fast"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         need(f"a PostgreSQL that can be replicated: {done.stderr}", there=done.returncode == 0)
+        (folder / "postgresql.conf").touch()  # Debian keeps these elsewhere
+        (folder / "pg_hba.conf").write_text("local all all trust\n")
         for left in folder.glob(".s.PGSQL*"):  # the embedded one has its socket among its data
             left.unlink()
         if os.geteuid() == 0:
