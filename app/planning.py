@@ -59,13 +59,13 @@ def coming(task: Task, now: datetime, limit: int) -> list[datetime]:
 def missing(session: Session, now: datetime, task: Task, since: datetime, until: datetime) -> list[datetime]:
     """The past slots of a task, from `since` to `until`, that have no run. Raises Invalid where they are too many, or
     so old that their runs may be gone: a slot must not be run again for want of its record."""
-    kept_from = retention.horizon(session, now, task)
-    if kept_from is not None and since < kept_from:
-        raise errors.Invalid(errors={"since": [f"Runs of this task are kept from {instant(kept_from)} on."]})
     table = dispatch.timetable(task, now)
     past = list(islice(table.between(since - dispatch.INSTANT, min(until, now)), MAX_BACKFILL + 1))
     if len(past) > MAX_BACKFILL:
         raise errors.Invalid(errors={"until": [f"These are more than {MAX_BACKFILL:,} slots; take a shorter span."]})
+    kept_from = retention.horizon(session, now, task)
+    if kept_from is not None and since < kept_from:
+        raise errors.Invalid(errors={"since": [f"Runs of this task are kept from {instant(kept_from)} on."]})
     there = select(Run.scheduled_for).where(Run.task_id == task.id, Run.scheduled_for.between(since, until))
     recorded = set(session.scalars(there))
     # what is due and not fired yet is not missing: it is on its way
