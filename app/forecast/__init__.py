@@ -6,7 +6,7 @@ Reading is one short transaction; what follows from it is computed after it. The
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import true
 from sqlalchemy.orm import Session
 
-from app import actors, settings
+from app import settings
+from app.actors import Actor
 from app.forecast import mends, outlook, supply, tasks
 from app.forecast.mends import Trouble
 from app.forecast.model import Pool
@@ -83,14 +84,14 @@ class _Last:
     outlook: Outlook
 
 
-def recent(session: Session, now: datetime) -> Outlook:
-    """An outlook for the session's actor that is some seconds old at most."""
-    actor = actors.of(session)
+def recent(actor: Actor | None, read: Callable[[], Known]) -> Outlook:
+    """An outlook on what an actor sees that is some seconds old at most; `read` reads for a new one."""
     key = (actor.queues, tuple(actor.labels.items())) if actor else None
-    if _Last.key != (key,) or time.monotonic() > _Last.until:
-        _Last.outlook = look(read(session, now))
-        _Last.key, _Last.until = (key,), time.monotonic() + RECENT
-    return _Last.outlook
+    if _Last.key == (key,) and time.monotonic() < _Last.until:
+        return _Last.outlook
+    found = look(read())
+    _Last.key, _Last.outlook, _Last.until = (key,), found, time.monotonic() + RECENT
+    return found
 
 
 def examples(session: Session, found: Outlook, told: Sequence[Trouble]) -> Mapping[Any, str]:

@@ -20,8 +20,8 @@ class Figures:
     """In how many minutes a run of any queue would be late."""
     longest: float
     """Seconds from a slot to the start of its run; infinite where nobody serves its queue."""
-    share: float
-    """The fullest minute of the task's queue: which part of its processes the work takes."""
+    share: float | None
+    """The fullest minute of the task's queue: which part of its processes the work takes. None: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ def _late(found: Outlook) -> set[int]:
 
 
 def _figures(found: Outlook, queues: Iterable[str]) -> Figures:
-    mine = [found.queues[name] for name in queues if name in found.queues and not found.queues[name].is_theirs]
+    mine = [found.queues[name] for name in queues if name in found.queues and found.queues[name].processes]
     return Figures(
         late_minutes=len(_late(found)),
         longest=max((max(queue.waits.longest, default=0.0) for queue in found.queues.values()), default=0.0),
-        share=max((max(queue.shares, default=0.0) for queue in mine), default=0.0),
+        share=max((max(queue.shares, default=0.0) for queue in mine), default=None),
     )

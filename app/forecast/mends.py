@@ -13,8 +13,8 @@ from app.forecast.model import GRACE, Loads, Pool, Waits
 from app.forecast.outlook import MINUTE, Outlook, Spell
 from app.forecast.tasks import Source, Tasks
 
-PATIENCE = 0.25
-"""Seconds for looking for causes and mends: the worst times first."""
+PATIENCE = 0.3
+"""Seconds for looking for causes, and for mends: the worst times first."""
 
 EARLIER = 3
 """Minutes before a late time that are looked at too: what still runs then may be what makes it late."""
@@ -28,6 +28,12 @@ MOST = 4096
 JITTERS = (10, 20, 30, 60, 120, 180, 300, 600, 900, 1800, 3600)
 MOVES = tuple(sign * by for by in (1, 2, 3, 4, 5, 7, 10, 15, 20, 30) for sign in (1, -1))
 """Minutes."""
+
+USUAL = 30
+"""Minutes before and after that say what a schedule always brings."""
+
+NEVER = 2**32
+"""A second that is none."""
 
 CAUSES = 3
 OTHERS = "(others)"
@@ -70,19 +76,23 @@ class Trouble:
 def troubles(found: Outlook, spells: Sequence[Spell], limit: int) -> list[Trouble]:
     """The worst of the late times, in their order. What has the same cause is mended alike, and looked at once."""
     worst = sorted(spells, key=lambda spell: (-spell.late, spell.start))[:limit]
-    end = time.monotonic() + PATIENCE
-    told: list[Trouble] = []
+    is_over = _until(PATIENCE)
+    causes = {spell: [] if is_over() else _causes(found, spell) for spell in worst}
+    is_over = _until(PATIENCE)
     known: dict[tuple[str, Source], Mend] = {}
-    for spell in worst:
-        causes = _causes(found, spell) if time.monotonic() < end else []
-        mend = None
-        if causes:
-            key = spell.queue, causes[0].source
-            mend = known.get(key)
-            if mend is None and time.monotonic() < end:
-                mend = known[key] = _mend(found, spell, causes[0], lambda: time.monotonic() > end)
-        told.append(Trouble(spell=spell, causes=causes, mend=mend))
+    for spell, brought in causes.items():
+        if brought and (spell.queue, brought[0].source) not in known and not is_over():
+            known[spell.queue, brought[0].source] = _mend(found, spell, brought[0], is_over)
+    told = [
+        Trouble(spell=spell, causes=brought, mend=known.get((spell.queue, brought[0].source)) if brought else None)
+        for spell, brought in causes.items()
+    ]
     return sorted(told, key=lambda trouble: (trouble.spell.start, trouble.spell.queue))
+
+
+def _until(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 def processes(found: Loads, pools: Sequence[Pool], queue: str, minutes: slice) -> int | None:
@@ -112,28 +122,30 @@ def _with(pools: Sequence[Pool], queue: str, number: int) -> list[Pool]:
 
 
 def _causes(found: Outlook, spell: Spell) -> list[Cause]:
-    """The schedules that bring most work to a late time."""
+    """The schedules that bring most work to a late time, above all those that bring more than they always do."""
     tasks = found.slots.tasks
-    start, end = max(0, spell.start - EARLIER) * MINUTE, min(spell.end, spell.start + AROUND) * MINUTE
-    runs = found.slots.within(start, end) * tasks.tasks
+    first, last = max(0, spell.start - EARLIER), min(spell.end, spell.start + AROUND)
+    runs = found.slots.within(first * MINUTE, last * MINUTE) * tasks.tasks
+    wide = max(0, first - USUAL), min(found.minutes, last + USUAL)
+    usual = found.slots.within(wide[0] * MINUTE, wide[1] * MINUTE) * tasks.tasks * (last - first) / (wide[1] - wide[0])
     rows = np.flatnonzero((runs > 0) & (tasks.queue == tasks.queues.index(spell.queue)))
-    work = runs[rows] * (tasks.work[rows] + model.SINGLE)
     single = np.isinf(found.slots.steps[rows])
-    key = tasks.source[rows] * 2**32 + np.where(single, tasks.first[rows], 2**31)
-    keys, place = np.unique(key, return_inverse=True)
-    totals = np.bincount(place, work)
+    _, place = np.unique(
+        tasks.source[rows] * NEVER + np.where(single, tasks.first[rows], NEVER - 1), return_inverse=True
+    )
+    each = tasks.work[rows] + model.SINGLE
+    work, more = np.bincount(place, runs[rows] * each), np.bincount(place, (runs - usual)[rows] * each)
     told = []
-    for number in np.argsort(-totals)[:CAUSES].tolist():
+    for number in np.argsort(-(work / USUAL + np.maximum(0, more)))[:CAUSES].tolist():
         mine = rows[place == number]
-        first = int(tasks.first[mine[0]]) if np.isinf(found.slots.steps[mine[0]]) else None
         told.append(
             Cause(
                 queue=spell.queue,
-                source=tasks.sources[int(keys[number]) >> 32],
-                first=first,
-                tasks=int(tasks.tasks[mine].sum()),
+                source=tasks.sources[int(tasks.source[mine[0]])],
+                first=int(tasks.first[mine[0]]) if np.isinf(found.slots.steps[mine[0]]) else None,
+                tasks=round(float(tasks.tasks[mine].sum())),
                 runs=float(runs[mine].sum()),
-                work=float(totals[number]),
+                work=float(work[number]),
             )
         )
     return told
@@ -166,33 +178,65 @@ def _rows(found: Outlook, cause: Cause) -> Tasks:
 
 def _jitter(found: Outlook, spell: Spell, own: Tasks, is_over: Callable[[], bool]) -> int | None:
     """The least jitter of these tasks with which nobody is late any more."""
-    rest = loads.merged(found.demand.loads, _loads(found, own), -1)
     split = slots.split(own)
     for seconds in JITTERS:
         if is_over():
             return None
+        near = _Near(found=found, spell=spell, after=math.ceil(seconds / MINUTE))
         wider = split.with_columns(jitter=np.maximum(split.jitter, seconds))
-        ahead = math.ceil(seconds / MINUTE)
-        if _is_better(found, loads.merged(rest, _loads(found, wider)), spell, 0, ahead):
+        if near.is_better(loads.merged(near.without(own), near.of(wider))):
             return seconds
     return None
 
 
 def _minutes(found: Outlook, spell: Spell, own: Tasks, is_over: Callable[[], bool]) -> int | None:
     """By how many minutes these tasks would have to be moved."""
-    mine = _loads(found, own)
-    rest = loads.merged(found.demand.loads, mine, -1)
+    near = _Near(found=found, spell=spell, before=max(MOVES), after=max(MOVES))
+    mine, rest = near.of(own), near.without(own)
     for by in MOVES:
         if is_over():
             return None
         moved = {queue: _moved(load, by * PER_MINUTE) for queue, load in mine.items()}
-        if _is_better(found, loads.merged(rest, moved), spell, max(0, -by), max(0, by)):
+        if near.is_better(loads.merged(rest, moved)):
             return by
     return None
 
 
-def _loads(found: Outlook, tasks: Tasks) -> dict[str, Load]:
-    return loads.demand(slots.Slots(tasks=tasks, length=found.slots.length), found.theirs).loads
+@dataclass(frozen=True, kw_only=True)
+class _Near:
+    """The minutes around a late time, in which a change must make nobody else late."""
+
+    found: Outlook
+    spell: Spell
+    before: int = 0
+    after: int = 0
+
+    @property
+    def start(self) -> int:
+        return max(0, self.spell.start - EARLIER - self.before)
+
+    @property
+    def end(self) -> int:
+        return min(self.found.minutes, min(self.spell.end, self.spell.start + AROUND) + self.after)
+
+    def of(self, tasks: Tasks) -> dict[str, Load]:
+        """What these tasks bring."""
+        widest = int(tasks.jitter.max(initial=0))
+        near = slots.Slots(tasks=tasks, length=self.end * MINUTE, since=max(0, self.start * MINUTE - widest))
+        part = slice(self.start * PER_MINUTE, self.end * PER_MINUTE)
+        return {queue: load[:, :, part] for queue, load in loads.demand(near, self.found.theirs).loads.items()}
+
+    def without(self, tasks: Tasks) -> dict[str, Load]:
+        """What all others bring."""
+        all_ = _windowed(self.found, self.found.demand.loads, self.spell.queue, self.start, self.end)
+        return loads.merged(all_, self.of(tasks), -1)
+
+    def is_better(self, changed: Loads) -> bool:
+        """Whether the late time is none any more, and none has come about beside it."""
+        waits: Waits = model.simulate(changed, self.found.pools, {OTHERS})[self.spell.queue]
+        late = {self.start + minute for minute in waits.late_minutes}
+        were = set(self.found.queues[self.spell.queue].waits.late_minutes)
+        return late <= were - set(range(self.spell.start, self.spell.end))
 
 
 def _moved(load: Load, bins: int) -> Load:
@@ -202,16 +246,6 @@ def _moved(load: Load, bins: int) -> Load:
     else:
         moved[:, :, bins:] = 0
     return moved
-
-
-def _is_better(found: Outlook, changed: Loads, spell: Spell, before: int, after: int) -> bool:
-    """Whether with these loads a late time is none any more, and none has come about before or after it."""
-    start, end = max(0, spell.start - EARLIER - before), min(found.minutes, spell.end, spell.start + AROUND) + after
-    near = _windowed(found, changed, spell.queue, start, end)
-    waits: Waits = model.simulate(near, found.pools, {OTHERS})[spell.queue]
-    late = {start + minute for minute in waits.late_minutes}
-    were = set(found.queues[spell.queue].waits.late_minutes) - set(range(spell.start, spell.end))
-    return late <= were
 
 
 def _window(found: Outlook, queue: str, start: int, end: int) -> dict[str, Load]:

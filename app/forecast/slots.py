@@ -59,14 +59,17 @@ class Slots:
 
     tasks: Tasks
     length: int
+    since: int = 0
+    """The second from which on slots are given, jitter aside."""
     is_over: Callable[[], bool] = lambda: False
     """No more is computed then."""
 
     @cached_property
     def steps(self) -> Column:
         """By row the seconds from slot to slot; infinite where there is one alone, 0 where the schedule is asked."""
-        steps = np.array([_step(source, self.length) for source in self.tasks.sources] or [0.0])
-        return steps[self.tasks.source]
+        used, place = np.unique(self.tasks.source, return_inverse=True)
+        steps = np.array([_step(self.tasks.sources[number], self.length) for number in used.tolist()])
+        return steps[place]
 
     @cached_property
     def spaced(self) -> Column:
@@ -95,11 +98,13 @@ class Slots:
 
     def chunks(self) -> Iterator[Chunk]:
         """All slots, in no order, until it is over."""
-        count = self._before(self.spaced, self.length)
+        before = self._before(self.spaced, self.since)
+        count = self._before(self.spaced, self.length) - before
         for part in _parts(count):
             if self.is_over():
                 return
             row, number = _repeated(self.spaced[part], count[part])
+            number = number + np.repeat(before[part], count[part])
             step = np.where(np.isinf(self.steps), 0, self.steps)[row]
             second = (self.tasks.first[row] + number * step).astype(np.int64)
             yield self._bounded(row, number, second, self.steps[row])

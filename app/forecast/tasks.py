@@ -6,13 +6,13 @@ from there as if it had begun there. A cron expression goes by the expression.
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import ColumnElement, Integer, Text, case, cast, collate, false, func, select, text
+from sqlalchemy import ColumnElement, Double, Integer, Text, case, cast, false, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 
@@ -155,19 +155,21 @@ def by_hour(session: Session, start: datetime, days: int, wanted: ColumnElement[
     return Tasks(start=start, queues=[""], sources=[_source(text) for text in numbers], **columns)
 
 
-def examples(session: Session, found: Tasks, wanted: Collection[tuple[Source, int | None]]) -> dict[Any, str]:
-    """The name of a task for each schedule, for what is due once with the second in which it is due."""
-    if not wanted:
-        return {}
-    alike, second = _alike(), _seconds(Task.next_run_at, found.start)
-    once = [first for _, first in wanted if first is not None]
-    first = case((Task.schedule["type"].as_string().in_(("now", "once")), second)).label("first")
-    query = select(alike, first, func.min(collate(Task.name, "C")))
-    query = query.where(Task.state == TaskState.ACTIVE, alike.in_([source.text for source, _ in wanted]))
-    rows = session.execute(query.where(first.is_(None) | second.in_(once)).group_by(alike, first))
-    by_text = {(text, first): str(name) for text, first, name in rows}
-    keys = {(source, first): (source.text, first if source.kind == "once" else None) for source, first in wanted}
-    return {each: by_text[key] for each, key in keys.items() if key in by_text}
+def examples(
+    session: Session, found: Tasks, wanted: Iterable[tuple[Source, int | None]]
+) -> dict[tuple[Source, int | None], str]:
+    """The name of a task of each schedule, for what is due once with the second in which it is due."""
+    told = {}
+    for source, first in set(wanted):
+        alike = Task.schedule.contains(json.loads(source.text))
+        if source.kind == "once" and first is not None:
+            due_at = found.start + timedelta(seconds=first)
+            alike &= Task.next_run_at.between(due_at, due_at + timedelta(seconds=1))
+        # any will do: so the look ends at the first one
+        name = session.scalars(select(Task.name).where(Task.state == TaskState.ACTIVE, alike).limit(1)).one_or_none()
+        if name is not None:
+            told[source, first] = name
+    return told
 
 
 def size(seconds: Column) -> Column:
@@ -186,7 +188,7 @@ def _columns(start: datetime, end: datetime, wanted: ColumnElement[bool]) -> Any
         "first": _seconds(Task.next_run_at, start),
         "later": func.coalesce(Task.starts_at > start, false()),
         "jitter": func.date_part("epoch", Task.jitter),
-        "own": own,
+        "own": func.coalesce(own, cast("NaN", Double)),
     }
     listed = [func.array_agg(column).label(name) for name, column in columns.items()]
     listed += [func.array_agg(column).label(column.name) for column in _bounds(start, end)]
@@ -212,19 +214,20 @@ def _table(start: datetime, rows: Sequence[Any], paces: Mapping[str, durations.P
     queues = sorted({row.queue for row in rows})
     numbers = {text: number for number, text in enumerate(sorted({text for row in rows for text in row.schedule}))}
     sources = [_source(text) for text in numbers]
-    parts = [_part(row, paces.get(row.target), queues.index(row.queue), numbers, sources) for row in rows]
+    follows = np.array([each.kind == "cron" for each in sources], dtype=bool)
+    every = np.array([each.every or math.inf for each in sources])
+    parts = [_part(row, paces.get(row.target), queues.index(row.queue), numbers, follows, every) for row in rows]
     columns = {name: np.concatenate([part[name] for part in parts] or [np.array([], np.int64)]) for name in COLUMNS}
     return Tasks(start=start, queues=queues, sources=sources, **columns)
 
 
 def _part(
-    row: Any, pace: durations.Pace | None, queue: int, numbers: Mapping[str, int], sources: Sequence[Source]
+    row: Any, pace: durations.Pace | None, queue: int, numbers: Mapping[str, int], is_cron: Column, spaced: Column
 ) -> dict[str, Column]:
     """The columns of the tasks of a queue and a target."""
     count = len(row.first)
     source = np.array([numbers[text] for text in row.schedule])
-    follows = np.array([each.kind == "cron" for each in sources])[source]
-    every = np.array([each.every or math.inf for each in sources])[source]
+    follows, every = is_cron[source], spaced[source]
     first = np.array(row.first)
     own = np.array(row.own, dtype=float)  # nan where there is none
     work = np.where(np.isnan(own), math.nan if pace is None or pace.seconds is None else pace.seconds, own)

@@ -5,7 +5,8 @@ its minutes and hours are read field by field, of which there are few, and laid 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -21,23 +22,30 @@ def offsets(schedule: kinds.Schedule, start: datetime, end: datetime) -> Sequenc
     if isinstance(schedule, kinds.Cron):
         moved = _offset(schedule.timezone, start, end)
         if moved is not None:
-            return list(_marks(schedule.expression, start, end, moved))
+            return _marks(schedule.expression, start, end, moved)
     slots = timetable.Timetable(task_id=timetable.NOBODY, schedule=schedule).between(start - _TICK, end - _TICK)
     return [(slot - start) // _SECOND for slot in slots]
 
 
-def _marks(expression: str, start: datetime, end: datetime, moved: timedelta) -> Iterator[int]:
+def _marks(expression: str, start: datetime, end: datetime, moved: timedelta) -> list[int]:
     """The seconds of a cron expression on a clock that stays `moved` from UTC."""
-    minute, hour, *of_day = cron.spelled(expression).split()
+    minute, hour, of_day = cron.spelled(expression).split(maxsplit=2)
+    length = (end - start) // _SECOND
     times = _times(minute, hour)
+    found: list[int] = []
+    for ahead in _midnights(of_day, start, end, moved):
+        first, last = bisect_left(times, -ahead), bisect_left(times, length - ahead)
+        found += [ahead + mark for mark in times[first:last]]
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _midnights(of_day: str, start: datetime, end: datetime, moved: timedelta) -> tuple[int, ...]:
+    """When the days begin that the three fields for the day name, in seconds from `start`, the first before it."""
     shown, until = start.replace(tzinfo=None) + moved, end.replace(tzinfo=None) + moved
     first = datetime(shown.year, shown.month, shown.day)  # noqa: DTZ001 - a wall-clock time
-    length = (end - start) // _SECOND
-    while first < until:
-        if _falls(" ".join(of_day), first.date()):
-            ahead = (first - shown) // _SECOND
-            yield from (ahead + mark for mark in times if 0 <= ahead + mark < length)
-        first += _DAY
+    days = (first + number * _DAY for number in range((until - first) // _DAY + 1))
+    return tuple((day - shown) // _SECOND for day in days if _falls(of_day, day.date()))
 
 
 @functools.lru_cache(maxsize=4096)
