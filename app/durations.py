@@ -90,11 +90,9 @@ def learn(session: Session, now: datetime, after: UUID) -> UUID:
 
 def paces(session: Session) -> dict[str, Pace]:
     """How long runs of each target take, in the mean over its tasks."""
-    means: dict[str, float] = dict(session.execute(_MEANS).tuples().all())
-    told: dict[str, timedelta | None] = dict(session.execute(select(Target.name, Target.duration)).tuples().all())
-    return {
-        name: Pace(seconds=means.get(name), packable=told.get(name) is not None) for name in means.keys() | told.keys()
-    }
+    means: dict[str, float] = {name: mean for name, mean in session.execute(_MEANS)}  # noqa: C416 - rows are no tuples
+    told = {name for (name,) in session.execute(select(Target.name).where(Target.duration.is_not(None)))}
+    return {name: Pace(seconds=means.get(name), packable=name in told) for name in means.keys() | told}
 
 
 def _is_stale(row: Any, now: datetime) -> bool:

@@ -129,10 +129,8 @@ def _causes(found: Outlook, spell: Spell) -> list[Cause]:
     wide = max(0, first - USUAL), min(found.minutes, last + USUAL)
     usual = found.slots.within(wide[0] * MINUTE, wide[1] * MINUTE) * tasks.tasks * (last - first) / (wide[1] - wide[0])
     rows = np.flatnonzero((runs > 0) & (tasks.queue == tasks.queues.index(spell.queue)))
-    single = np.isinf(found.slots.steps[rows])
-    _, place = np.unique(
-        tasks.source[rows] * NEVER + np.where(single, tasks.first[rows], NEVER - 1), return_inverse=True
-    )
+    once = np.where(np.isinf(found.slots.steps[rows]), tasks.first[rows], NEVER - 1)
+    _, place = np.unique(tasks.source[rows] * NEVER + once, return_inverse=True)
     each = tasks.work[rows] + model.SINGLE
     work, more = np.bincount(place, runs[rows] * each), np.bincount(place, (runs - usual)[rows] * each)
     told = []
