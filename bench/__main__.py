@@ -27,6 +27,7 @@ BENCHMARKS = {
     "size-1m": "bench.sizes:size_1m",
     "pages": "bench.pages:pages",
     "api": "bench.api:api",
+    "day": "bench.days:day",
 }
 """Each measures once and returns its figures. They read the settings, and so are found when the stores stand."""
 
