@@ -4,6 +4,7 @@ import click
 
 from cli.audit import audit
 from cli.console import Console
+from cli.forecast import forecast
 from cli.keys import keys
 from cli.overview import cluster, incidents, preview, stats
 from cli.runs import runs
@@ -25,7 +26,11 @@ def main(ctx: click.Context, url: str) -> None:
     ctx.call_on_close(ctx.obj.close)
 
 
+<<<<<<< HEAD
 for command in (tasks, runs, keys, preview, audit, export, import_, incidents, stats, cluster):
+=======
+for command in (tasks, runs, keys, preview, audit, export, import_, stats, forecast, cluster):
+>>>>>>> 2f64b1d (The forecast on the command line, in the documentation, and its decisions)
     main.add_command(command)
 
 

@@ -323,6 +323,22 @@ def test_a_change_that_is_only_tried_is_refused_as_the_real_one_is(client, regis
     assert client.patch(f"{TASKS}/{uuid4()}?dry_run=1", json={"priority": 3}).status_code == 404
 
 
+def test_the_command_line_shows_the_forecast_and_tries_a_task(punctual, ask, client, register):
+    a_worker(1, "default")
+    for number in range(20):
+        has_taken(register(name=f"noon-{number}", schedule=NOON), 1.0)
+    shown = punctual("forecast").stdout
+    assert "LATE FROM" in shown
+    assert "Every day at 12:00" in shown
+    assert "processes" in shown
+    assert ask("forecast", "--minutes", "1")["minutes"] == 1
+    words = ("tasks", "create", "--target", "debug.echo", "--cron", "0 12 * * *", "--name", "tried", "--dry-run")
+    assert "before.late_minutes" in punctual(*words).stdout
+    assert ask("tasks", "change", "noon-1", "--set", "priority=1", "--dry-run")["forecast"]["added"] == []
+    assert client.get(f"{TASKS}?q=tried").json["items"] == []
+    assert client.get(f"{TASKS}?q=noon-1").json["items"][-1]["priority"] == 5
+
+
 def test_what_comes_soon_tells_how_many_processes_it_takes(client, register):
     for number in range(40):
         has_taken(register(name=f"m-{number}", schedule=MINUTELY), 3.0)

@@ -153,7 +153,7 @@ def show(task_id: UUID) -> tuple[queries.TaskDetail, dict[str, str]]:
 def change(
     wanted: Fields, how: Fields, fields: Fields, task_id: UUID
 ) -> flask.Response | tuple[models.Task, dict[str, str]]:
-    """Changes what the body names of a task. A dry run answers as that of `POST /tasks` does, and changes nothing."""
+    """Changes what the body names of a task, or only says what that would do to the forecast."""
     if how["dry_run"]:
         return _rehearsed(partial(rehearsals.change, task_id=task_id, fields=fields, version=wanted["version"]))
     with auth.transaction() as session:
