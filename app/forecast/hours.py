@@ -15,7 +15,7 @@ from app.forecast.tasks import Source, Tasks
 
 HOUR = 3600
 PATIENCE = 1.0
-"""Seconds for computing slots: what does not fit is said to be missing."""
+"""Seconds of processor time for computing slots: what does not fit is said to be missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ def read(session: Session, now: datetime, days: int, wanted: ColumnElement[bool]
 
 def look(found: Tasks, days: int) -> Hours:
     """The load of the hours ahead. Jitter is left out."""
-    end = time.monotonic() + PATIENCE
-    slots = Slots(tasks=found, length=days * 24 * HOUR, is_over=lambda: time.monotonic() > end)
+    end = time.thread_time() + PATIENCE
+    slots = Slots(tasks=found, length=days * 24 * HOUR, is_over=lambda: time.thread_time() > end)
     loads, seen = np.zeros(days * 24), np.zeros(len(found), bool)
     for chunk in slots.chunks():
         loads += np.bincount(chunk.second // HOUR, found.tasks[chunk.row], days * 24)

@@ -14,7 +14,7 @@ from app.forecast.outlook import MINUTE, Outlook, Spell
 from app.forecast.tasks import Source, Tasks
 
 PATIENCE = 0.3
-"""Seconds for looking for causes, and for mends: the worst times first."""
+"""Seconds of processor time for looking for causes, and for mends: the worst times first."""
 
 EARLIER = 3
 """Minutes before a late time that are looked at too: what still runs then may be what makes it late."""
@@ -91,8 +91,8 @@ def troubles(found: Outlook, spells: Sequence[Spell], limit: int) -> list[Troubl
 
 
 def _until(seconds: float) -> Callable[[], bool]:
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end
+    end = time.thread_time() + seconds
+    return lambda: time.thread_time() > end
 
 
 def processes(found: Loads, pools: Sequence[Pool], queue: str, minutes: slice) -> int | None:

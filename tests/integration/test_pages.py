@@ -810,6 +810,7 @@ def test_the_form_says_what_a_task_would_do_to_the_next_day(browser, send, regis
     assert "would start late" in late
     assert "1 minute" in late
     assert load(expression="no cron").strip() == ""
+    assert "It is not due in the next day" in load(expression=f"0 0 {(datetime.now(UTC) + timedelta(days=9)).day} * *")
     assert "<html" not in late
     whole = send("/tasks/new", **given | {"expression": "0 18 * * *", "look": "yes"}).text
     assert "In the next day" in whole

@@ -12,6 +12,9 @@ from app import policies
 
 WIDTH = 600
 HEIGHT = 120
+MARGIN = 15
+"""So far from the end a time on the axis has no room for its label."""
+
 OUTCOMES = ("succeeded", "waiting", "skipped", "cancelled", "failed")
 """From the bottom up: what failed lies on top, where it is seen."""
 
@@ -170,7 +173,7 @@ def _marks(few: Sequence[Few]) -> list[Mark]:
     return [
         Mark(x=round(place * step, 2), label=f"{start:%H:%M}")
         for (_, before), (place, start) in pairwise(starts)
-        if start.hour % 3 == 0 and before.hour != start.hour
+        if start.hour % 3 == 0 and before.hour != start.hour and place * step < WIDTH - MARGIN
     ]
 
 
