@@ -67,13 +67,13 @@ class Pace:
     """Whether its workers said how long its calls take, without which it is not packed: see `packs.Pace`."""
 
 
-def learn(session: Session, now: datetime, after: UUID) -> UUID:
-    """Makes the figures of some tasks again, those after this id; returns whereafter to go on.
+def learn(session: Session, now: datetime, after: UUID) -> tuple[int, UUID]:
+    """Makes the figures of some tasks again, those after this id; returns of how many, and whereafter to go on.
 
     Where another beat is at it, nothing is done.
     """
     if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
-        return after
+        return 0, after
     walked = db.execute(session, _WALK, {"after": after, "limit": WALKED}).all()
     theirs = settings.load().external_queues
     stale = [row for row in walked if _is_stale(row, now) and row.queue not in theirs][:BATCH]
@@ -83,9 +83,8 @@ def learn(session: Session, now: datetime, after: UUID) -> UUID:
     if stale:
         given = db.arrays("wanted", id=(row.id for row in stale), target=(row.target for row in stale))
         db.execute(session, _LEARN, given | {"now": now, "since": now - BACK})
-    if len(stale) == BATCH:
-        return UUID(str(stale[-1].id))
-    return UUID(str(walked[-1].id)) if len(walked) == WALKED else BEGINNING
+    last = stale[-1].id if len(stale) == BATCH else walked[-1].id if len(walked) == WALKED else BEGINNING
+    return len(stale), last
 
 
 def paces(session: Session) -> dict[str, Pace]:

@@ -226,8 +226,8 @@ class Chores:
     def learn_durations(self) -> Done:
         """How long the runs of some tasks take; the next turn goes on behind them."""
         with db.transaction() as session:
-            self.learnt = durations.learn(session, db.now(session), self.learnt)
-        return Done()
+            count, self.learnt = durations.learn(session, db.now(session), self.learnt)
+        return Done(count)
 
     def _publish(self, take: Callable[[Session], list[Message]]) -> Done:
         with db.transaction() as session:

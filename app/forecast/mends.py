@@ -13,7 +13,7 @@ from app.forecast.model import GRACE, Loads, Pool, Waits
 from app.forecast.outlook import MINUTE, Outlook, Spell
 from app.forecast.tasks import Source, Tasks
 
-PATIENCE = 0.3
+PATIENCE = 0.2
 """Seconds of processor time for looking for causes, and for mends: the worst times first."""
 
 EARLIER = 3
