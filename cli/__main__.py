@@ -26,11 +26,7 @@ def main(ctx: click.Context, url: str) -> None:
     ctx.call_on_close(ctx.obj.close)
 
 
-<<<<<<< HEAD
-for command in (tasks, runs, keys, preview, audit, export, import_, incidents, stats, cluster):
-=======
-for command in (tasks, runs, keys, preview, audit, export, import_, stats, forecast, cluster):
->>>>>>> 2f64b1d (The forecast on the command line, in the documentation, and its decisions)
+for command in (tasks, runs, keys, preview, audit, export, import_, incidents, stats, forecast, cluster):
     main.add_command(command)
 
 

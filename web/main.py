@@ -12,7 +12,18 @@ from web import auth, docs, errors, limits, transport, ui
 from web.api import audit, cluster, forecast, health, incidents, keys, metrics, runs, schedules, stats, targets, tasks
 
 RESOURCES = (
-    tasks, runs, incidents, schedules, targets, stats, forecast, cluster, keys, audit, health, metrics,
+    tasks,
+    runs,
+    incidents,
+    schedules,
+    targets,
+    stats,
+    forecast,
+    cluster,
+    keys,
+    audit,
+    health,
+    metrics,
 )
 
 SESSION_IDLE = timedelta(hours=12)

@@ -11,15 +11,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import insert
 
-<<<<<<< HEAD
-from app import db, incidents, messages, queries, runs, system
-from app.models import Run, Target
-from app.states import Role, RunState, Trigger, Trouble
-=======
-from app import db, forecast, messages, queries, runs, system
+from app import db, forecast, incidents, messages, queries, runs, system
 from app.models import Duration, Node, Run, Target
-from app.states import Role, RunState, Trigger
->>>>>>> 2f64b1d (The forecast on the command line, in the documentation, and its decisions)
+from app.states import Role, RunState, Trigger, Trouble
 from web import auth
 
 KEY = "punctual-test-key"
