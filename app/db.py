@@ -159,6 +159,21 @@ def after(session: Session, call: Callable[[], None]) -> None:
     session.info.setdefault("after", []).append(call)
 
 
+@contextmanager
+def undone(session: Session) -> Iterator[None]:
+    """What is done within it is undone at its end, and what was to follow the commit does not."""
+    info = session.info | {"after": [*session.info.get("after", ())]}
+    session.info.clear()
+    session.info["by"] = info["by"]
+    try:
+        with session.begin_nested() as savepoint:
+            yield
+            savepoint.rollback()
+    finally:
+        session.info.clear()
+        session.info.update(info)
+
+
 def statement() -> AbstractContextManager[Session]:
     """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
     return session_on(engines()[1])

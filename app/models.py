@@ -10,6 +10,7 @@ from sqlalchemy import (
     CheckConstraint,
     ColumnElement,
     DateTime,
+    Double,
     Identity,
     Index,
     Interval,
@@ -409,3 +410,20 @@ class Incident(Base):
         Index("ix_incidents_task", "task_id", "kind", "opened_at"),
         Index("ix_incidents_closed", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),
     )
+
+
+class Duration(Base):
+    """How long the runs of a task take, by the last of them: see decision 35."""
+
+    __tablename__ = "durations"
+
+    task_id: Mapped[UUID] = mapped_column(primary_key=True)
+    target: Mapped[str]
+    """Which it called then: of another one these figures say nothing."""
+    seconds: Mapped[float] = mapped_column(Double)
+    """Of a process that a run takes, all its attempts together."""
+    runs: Mapped[int] = mapped_column(SmallInteger)
+    """How many runs that was read from."""
+    newest: Mapped[datetime]
+    """The slot of the latest of them."""
+    made_at: Mapped[datetime]

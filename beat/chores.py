@@ -26,6 +26,7 @@ from app import (
     canary,
     db,
     dispatch,
+    durations,
     errors,
     external,
     incidents,
@@ -101,6 +102,7 @@ class Chores:
     def __init__(self, publisher: publishing.Publisher, announce: Callable[[], Done]) -> None:
         self.publisher = publisher
         self.contact = Contact()
+        self.learnt = durations.BEGINNING
         self.stopping = threading.Event()
         self.incident: UUID | None = None
         """Up to which the open ones were looked at."""
@@ -121,6 +123,7 @@ class Chores:
             Chore(name="forget_incidents", every=3600, step=forget_incidents),
             Chore(name="seal_audit", every=1, step=seal_audit),
             Chore(name="summarise", every=5, step=summarise),
+            Chore(name="learn_durations", every=1, step=self.learn_durations),
             Chore(name="forget_summaries", every=3600, step=forget_summaries),
             Chore(name="announce", every=1, step=announce),
         ]
@@ -219,6 +222,12 @@ class Chores:
             notices = notifications.tell(session, db.now(session))
         dispatch.send(self.publisher.publish, notices)
         return Done(len(notices))
+
+    def learn_durations(self) -> Done:
+        """How long the runs of some tasks take; the next turn goes on behind them."""
+        with db.transaction() as session:
+            count, self.learnt = durations.learn(session, db.now(session), self.learnt)
+        return Done(count)
 
     def _publish(self, take: Callable[[Session], list[Message]]) -> Done:
         with db.transaction() as session:

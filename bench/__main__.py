@@ -28,6 +28,7 @@ BENCHMARKS = {
     "retention": "bench.retention:retention",
     "pages": "bench.pages:pages",
     "api": "bench.api:api",
+    "day": "bench.days:day",
 }
 """Each measures once and returns its figures. They read the settings, and so are found when the stores stand."""
 

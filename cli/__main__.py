@@ -4,6 +4,7 @@ import click
 
 from cli.audit import audit
 from cli.console import Console
+from cli.forecast import forecast
 from cli.keys import keys
 from cli.overview import cluster, incidents, preview, stats
 from cli.runs import runs
@@ -25,7 +26,7 @@ def main(ctx: click.Context, url: str) -> None:
     ctx.call_on_close(ctx.obj.close)
 
 
-for command in (tasks, runs, keys, preview, audit, export, import_, incidents, stats, cluster):
+for command in (tasks, runs, keys, preview, audit, export, import_, incidents, stats, forecast, cluster):
     main.add_command(command)
 
 

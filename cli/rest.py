@@ -136,8 +136,8 @@ class Api:
         headers = {"Idempotency-Key": str(uuid.uuid4()) if is_kept else None, "If-Match": match}
         return self._json(self._send("POST", path, query=query, body=body, headers=headers, again=is_kept))
 
-    def patch(self, path: str, body: Json, *, match: str) -> Any:
-        return self._json(self._send("PATCH", path, body=body, headers={"If-Match": match}, again=False))
+    def patch(self, path: str, body: Json, *, match: str, query: Json | None = None) -> Any:
+        return self._json(self._send("PATCH", path, query=query, body=body, headers={"If-Match": match}, again=False))
 
     def delete(self, path: str) -> None:
         self._send("DELETE", path, headers={"If-Match": ANY})

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cli import bulk, definitions, lookup, parameters, runs, tables
+from cli import bulk, definitions, forecast, lookup, parameters, runs, tables
 from cli.console import Console, Group, console, limited
 from cli.rest import ANY, Json
 
@@ -19,6 +19,9 @@ COLUMNS: dict[str, tables.Column] = {
     "schedule": lambda task: tables.schedule(task["schedule"]),
     "next run": lambda task: task["next_run_at"],
 }
+
+
+ONLY = "Only say what it would do to the forecast."
 
 
 @click.group(cls=Group)
@@ -67,10 +70,15 @@ def show(line: Console, /, task: str) -> None:
 @click.option("--starts", metavar="TIME", help="From when a rule counts.")
 @click.option("--timezone", metavar="ZONE", help="Whose wall clock --cron and --rrule mean.")
 @click.option("--set", "fields", type=parameters.FIELD, multiple=True, metavar="FIELD=JSON", help="Any other field.")
+@click.option("--dry-run", is_flag=True, help=ONLY)
 @console
-def create(line: Console, /, **given: Any) -> None:
+def create(line: Console, /, *, dry_run: bool, **given: Any) -> None:
     """Register a task."""
-    line.one(line.api.post("/tasks", definitions.task(given)))
+    wanted = definitions.task(given)
+    if dry_run:
+        forecast.effect(line, line.api.post("/tasks", wanted, query={"dry_run": 1}, is_kept=False))
+    else:
+        line.one(line.api.post("/tasks", wanted))
 
 
 @tasks.command()
@@ -78,12 +86,17 @@ def create(line: Console, /, **given: Any) -> None:
 @click.option("--file", metavar="FILE", help="A JSON object with what changes; - is standard input.")
 @click.option("--set", "fields", type=parameters.FIELD, multiple=True, metavar="FIELD=JSON")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only where that version still stands.")
+@click.option("--dry-run", is_flag=True, help=ONLY)
 @console
-def change(line: Console, /, task: str, if_version: int | None, **given: Any) -> None:
+def change(line: Console, /, task: str, if_version: int | None, *, dry_run: bool, **given: Any) -> None:
     """Change fields of a task; what is not named stays."""
     wanted = definitions.change(**given)
     match = f'"{if_version}"' if if_version else ANY
-    line.one(line.api.patch(f"/tasks/{lookup.task(line.api, task)['id']}", wanted, match=match))
+    path = f"/tasks/{lookup.task(line.api, task)['id']}"
+    if dry_run:
+        forecast.effect(line, line.api.patch(path, wanted, match=match, query={"dry_run": 1}))
+    else:
+        line.one(line.api.patch(path, wanted, match=match))
 
 
 @tasks.command()

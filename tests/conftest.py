@@ -16,7 +16,19 @@ import pytest
 from sqlalchemy import text
 from stores import DATABASE, GIVEN, ROOT, need, new_database, poll, url_of
 
-TABLES = ("tasks", "runs", "attempts", "targets", "answers", "nodes", "summaries", "keys", "audit", "incidents")
+TABLES = (
+    "tasks",
+    "runs",
+    "attempts",
+    "targets",
+    "answers",
+    "nodes",
+    "summaries",
+    "keys",
+    "audit",
+    "incidents",
+    "durations",
+)
 
 # Modules of ours read the settings when they are imported, so they stand before the first import.
 if GIVEN["DATABASE_URL"]:

@@ -42,6 +42,7 @@ ANYBODY: dict[str, Role | None] = dict.fromkeys(
 VIEWER = dict.fromkeys(
     (
         "cluster.show",
+        "forecast.show",
         "incidents.index",
         "runs.index",
         "runs.show",
@@ -56,6 +57,7 @@ VIEWER = dict.fromkeys(
         "ui.all_runs",
         "ui.all_tasks",
         "ui.cluster",
+        "ui.forecast",
         "ui.overview",
         "ui.show_run",
         "ui.show_task",

@@ -62,6 +62,11 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
         decorator: Decorator = self.response(status, schema, headers=described or None)
         return decorator
 
+    def or_gives(self, status: int, schema: Schema) -> Decorator:
+        """The view may return a response of its own instead, of this status, dumped by `schema`."""
+        decorator: Decorator = self.alt_response(status, schema=schema, description=HTTPStatus(status).phrase)
+        return decorator
+
     def streams(self, content_type: str) -> Decorator:
         """What the view returns is a response of this type, made while it is sent."""
         described = {"schema": {"type": "string"}, "content_type": content_type, "description": "Line by line."}

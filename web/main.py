@@ -9,9 +9,22 @@ from flask.sessions import SecureCookieSessionInterface, SessionMixin
 
 from app import settings, traces
 from web import auth, docs, errors, limits, transport, ui
-from web.api import audit, cluster, health, incidents, keys, metrics, runs, schedules, stats, targets, tasks
+from web.api import audit, cluster, forecast, health, incidents, keys, metrics, runs, schedules, stats, targets, tasks
 
-RESOURCES = (tasks, runs, incidents, schedules, targets, stats, cluster, keys, audit, health, metrics)
+RESOURCES = (
+    tasks,
+    runs,
+    incidents,
+    schedules,
+    targets,
+    stats,
+    forecast,
+    cluster,
+    keys,
+    audit,
+    health,
+    metrics,
+)
 
 SESSION_IDLE = timedelta(hours=12)
 """A session that was not used for so long ends."""

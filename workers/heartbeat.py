@@ -88,7 +88,7 @@ class Heartbeat(threading.Thread):
             if self.stopping.is_set():
                 nodes.leave(session, name)
             else:
-                nodes.announce(session, NodeKind.WORKER, name, uptime, _details(self.consumer.pool))
+                nodes.announce(session, NodeKind.WORKER, name, uptime, _details(self.consumer))
 
 
 class Clerk(threading.Thread):
@@ -153,15 +153,17 @@ def _offered(task: Any) -> dict[str, Any]:
     }
 
 
-def _details(pool: Any) -> dict[str, Any]:
-    """What `GET /cluster` shows of this worker, and what dispatching asks for."""
+def _details(consumer: Any) -> dict[str, Any]:
+    """What `GET /cluster` shows of this worker, and what dispatching and the forecast ask for."""
     try:
-        processes = int(pool.num_processes)
+        processes = int(consumer.pool.num_processes)
     except AttributeError:  # the pool is about to end, or has ended
         processes = 0
+    autoscaler = getattr(consumer.controller, "autoscaler", None)
     return {
         "queues": sorted(celery_app.amqp.queues.consume_from),
         "processes": processes,
+        "most": max(processes, autoscaler.max_concurrency) if autoscaler else processes,
         "running": len(state.active_requests),
         "system": sorted(task.name for task in celery_app.tasks.values() if _is_system(task)),
         "versions": {"python": platform.python_version(), "celery": celery.__version__},

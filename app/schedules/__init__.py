@@ -5,6 +5,7 @@ Only this package knows time zones. Everything that goes in or comes out is awar
 
 from app.schedules.cautions import warnings
 from app.schedules.kinds import Cron, Interval, Now, Once, Rrule, Schedule
+from app.schedules.nearby import offsets
 from app.schedules.reading import dump, parse
 from app.schedules.timetable import NOBODY, Timetable
 from app.schedules.words import describe
@@ -20,6 +21,7 @@ __all__ = [
     "Timetable",
     "describe",
     "dump",
+    "offsets",
     "parse",
     "warnings",
 ]

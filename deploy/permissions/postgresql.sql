@@ -113,6 +113,7 @@ BEGIN
             ('punctual_web', 'summaries', 'SELECT, INSERT, UPDATE (open, made_at)'),
             ('punctual_web', 'incidents', 'SELECT, INSERT, UPDATE (note, count, reopened, last_at,'
                 ' last_slot, closed_at, ending, untold, changed_at)'),
+            ('punctual_web', 'durations', 'SELECT'),
             ('punctual_web', 'keys', 'SELECT, INSERT, UPDATE'),
             ('punctual_web', 'audit', 'SELECT, INSERT (at, actor, actor_name, via, address, action, subject,'
                 ' subject_id, subject_name, before, after)'),
@@ -127,6 +128,7 @@ BEGIN
             ('punctual_beat', 'nodes', 'SELECT, INSERT, UPDATE (seen_at, details), DELETE'),
             ('punctual_beat', 'summaries', 'SELECT, INSERT, UPDATE, DELETE'),
             ('punctual_beat', 'incidents', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('punctual_beat', 'durations', 'SELECT, INSERT, UPDATE, DELETE'),
             ('punctual_beat', 'audit', 'SELECT, UPDATE (position, previous, hash)'),
 
             ('punctual_worker', 'tasks', 'SELECT, INSERT, UPDATE'),

@@ -261,7 +261,7 @@ def test_every_page_fits_its_window_and_reads_well(chromium, stack, scheme):
                  schedule={"type": "interval", "every": 1}, labels={"team": "billing"}, max_runs=3)  # fmt: skip
     for name, size in {**SIZES, "wide": WIDE}.items():
         with visiting(chromium, stack, viewport=size, color_scheme=scheme) as visit:
-            for page in ("", "tasks", "tasks/new", "runs", "week", "cluster"):
+            for page in ("", "tasks", "tasks/new", "runs", "week", "forecast", "cluster"):
                 shown = visit.open(f"/{page}")
                 expect(shown.locator("html")).to_have_attribute("data-bs-theme", scheme)
                 visit.shoot(f"{page.replace('/', '-') or 'overview'}-{name}-{scheme}")
@@ -276,10 +276,10 @@ def test_a_viewer_is_offered_no_change_and_refused_it(chromium, stack):
             "form => ({action: form.action, body: new URLSearchParams(new FormData(form)).toString()})"
         )
         visit.sign_in(stack.api.post("/keys", json={"name": "to look", "role": "viewer"}).json()["key"])
-        for address in ("/", "/tasks", f"/tasks/{task['id']}", "/runs", "/week", "/cluster"):
+        for address in ("/", "/tasks", f"/tasks/{task['id']}", "/runs", "/week", "/forecast", "/cluster"):
             page = visit.open(address)
             offered = {name.strip() for name in page.get_by_role("button").all_inner_texts()}
-            assert offered <= {"", "Sign out", "Find"}, address
+            assert offered <= {"", "Sign out", "Find", "Show"}, address
             assert page.get_by_role("link", name=re.compile("New task|Edit|Duplicate")).count() == 0
         own = page.locator("[name=csrf_token]").first.get_attribute("value")
         sent["body"] = re.sub("csrf_token=[^&]*", f"csrf_token={own}", sent["body"])
@@ -329,6 +329,24 @@ def test_nothing_jumps_when_a_page_refreshes(chromium, stack):
                     pass
                 page.wait_for_timeout(1_500)
                 assert sum(page.evaluate("window.shifts")) < STILL, address
+
+
+def test_the_form_says_what_a_task_would_do_without_a_jump(chromium, stack):
+    for size in SIZES.values():
+        with visiting(chromium, stack, viewport=size) as visit:
+            page = visit.open("/tasks/new")
+            fill(page, target="debug.echo", expression="0 9 * * *")
+            expect(page.locator("#load")).to_contain_text("In the next day: 1 run")
+            page.evaluate(
+                """() => { window.shifts = []; new PerformanceObserver((list) => window.shifts.push(
+                     ...list.getEntries().filter((each) => !each.hadRecentInput).map((each) => each.value)))
+                     .observe({type: "layout-shift"}); }"""
+            )
+            with page.expect_response(lambda answer: answer.request.headers.get("x-part") == "load"):
+                page.locator("[name=expression]").fill("*/30 * * * *")
+            expect(page.locator("#load")).to_contain_text("48 runs")
+            page.wait_for_timeout(500)
+            assert sum(page.evaluate("window.shifts")) < STILL
 
 
 CONTRAST = """() => {

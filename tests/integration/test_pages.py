@@ -9,15 +9,16 @@ from html.parser import HTMLParser
 from uuid import UUID
 
 import pytest
+from sqlalchemy import insert
 
-from app import db, incidents, messages, queries, runs, system
-from app.models import Run, Target
+from app import db, forecast, incidents, messages, queries, runs, system
+from app.models import Duration, Node, Run, Target
 from app.states import Role, RunState, Trigger, Trouble
 from web import auth
 
 KEY = "punctual-test-key"
 HOSTILE = "<script>alert('x')</script>\"'&</td></pre>"
-PAGES = ("/", "/tasks", "/tasks/new", "/runs", "/week", "/cluster", "/keys", "/audit")
+PAGES = ("/", "/tasks", "/tasks/new", "/runs", "/week", "/forecast", "/cluster", "/keys", "/audit")
 FOR_SOME = ("/tasks/new", "/keys", "/audit")
 """Those that a viewer may not see."""
 FORM = {"target": "debug.echo", "kind": "interval", "every": "1", "unit": "3600", "timezone": "UTC", "save": "yes"}
@@ -300,7 +301,7 @@ def test_a_list_by_name_goes_on_behind_any_name(browser, register, monkeypatch):
     assert sorted(seen) == sorted(names)
 
 
-@pytest.mark.parametrize("address", ["/", "/tasks", "/runs", "/cluster", "/week"])
+@pytest.mark.parametrize("address", ["/", "/tasks", "/runs", "/cluster", "/week", "/forecast"])
 def test_the_statements_of_a_page_do_not_grow_with_what_it_shows(browser, register, statements, address):
     def count():
         with statements() as seen:
@@ -739,6 +740,75 @@ def test_the_week_counts_runs_per_hour_and_tells_by_which_schedules(browser, reg
     midnights = [attrs for attrs in cells if " 00:00 UTC" in attrs["title"]]
     assert all(attrs["title"].endswith(("5 runs", "6 runs")) for attrs in midnights)
     assert "Every day at 00:00" in browser.get(midnights[0]["href"]).text
+
+
+@pytest.fixture
+def forecast_anew(monkeypatch):
+    monkeypatch.setattr(forecast, "RECENT", 0.0)
+    monkeypatch.setattr(forecast._Last, "until", 0.0)
+
+
+def a_worker(processes, name="w"):
+    """A worker that is there for a day."""
+    now = datetime.now(UTC)
+    details = {"queues": ["default"], "processes": processes, "running": 0, "versions": {}}
+    node = {"name": name, "kind": "worker", "started_at": now, "seen_at": now + timedelta(days=1), "details": details}
+    with db.transaction() as session:
+        session.execute(insert(Node).values(**node))
+
+
+def has_taken(task, seconds):
+    """It is known of a task how long its runs take."""
+    now = datetime.now(UTC)
+    known = {"target": task["target"], "seconds": seconds, "runs": 8, "newest": now, "made_at": now}
+    with db.transaction() as session:
+        session.execute(insert(Duration).values(task_id=UUID(task["id"]), **known))
+
+
+def test_the_forecast_says_what_is_late_why_and_what_would_do(browser, register):
+    assert "Nothing falls due" in browser.get("/forecast").text
+    for number in range(30):
+        task = register(name=f"noon-{number}", schedule={"type": "cron", "expression": "0 12 * * *"})
+        has_taken(task, 2.0)
+    register(queue="reports")
+    alone = browser.get("/forecast").text
+    assert "No worker serves the queue default: its 30 runs would wait." in alone
+    a_worker(2)
+    page = browser.get("/forecast").text
+    assert re.search(r"1 minute\b.*late|late.*1 minute\b", page, re.DOTALL | re.IGNORECASE)
+    assert "Every day at 12:00" in page
+    assert "6 processes in place of 2" in page
+    assert "No worker serves the queue default" not in page
+    bars = [attrs for tag, attrs in Tags(page).found if tag == "rect" and attrs["class"] == "late"]
+    assert len(bars) >= 2  # in each of the two charts
+    of_one = browser.get("/forecast?queue=reports").text
+    assert "Every day at 12:00" not in of_one
+    assert "No worker serves the queue reports" in of_one
+
+
+def test_the_form_says_what_a_task_would_do_to_the_next_day(browser, send, register, forecast_anew):
+    a_worker(2)
+    for number in range(11):
+        task = register(name=f"noon-{number}", schedule={"type": "cron", "expression": "0 12 * * *"})
+        has_taken(task, 1.8)
+    given = typed(browser.get("/tasks/new").text) | {"target": "debug.echo", "kind": "cron", "timezone": "UTC"}
+    browser_asks = {"X-Part": "load"}
+
+    def load(**changed):
+        csrf = {"csrf_token": token(browser.get("/tasks/new").text)}
+        return browser.post("/tasks/new", data=given | changed | csrf, headers=browser_asks).text
+
+    assert "No run starts late" in load(expression="0 18 * * *")
+    has_taken(register(name="slow", schedule={"type": "once", "at": "2099-01-01T00:00:00Z"}), 100.0)
+    late = load(expression="0 12 * * *")
+    assert "would start late" in late
+    assert "1 minute" in late
+    assert load(expression="no cron").strip() == ""
+    assert "It is not due in the next day" in load(expression=f"0 0 {(datetime.now(UTC) + timedelta(days=9)).day} * *")
+    assert "<html" not in late
+    whole = send("/tasks/new", **given | {"expression": "0 18 * * *", "look": "yes"}).text
+    assert "In the next day" in whole
+    assert "In the next day" not in browser.get("/tasks/new").text
 
 
 def test_the_calendar_of_a_task_needs_no_session_and_is_of_that_task_alone(app, browser, register):

@@ -8,10 +8,10 @@ from uuid import UUID
 
 import flask
 
-from app import bulk, db, models, planning, queries, replica, schemas, tasks
+from app import bulk, db, forecast, models, planning, queries, rehearsals, replica, schemas, tasks
 from app.actors import Actor
 from app.states import TaskState
-from web import auth
+from web import auth, forecasts
 from web import schemas as web_schemas
 from web.blueprint import Blueprint
 
@@ -21,14 +21,29 @@ blp = Blueprint("tasks", "What is to be run, and when.")
 
 
 @blp.serves("POST", "/tasks")
+@blp.takes(web_schemas.DryRunSchema, "query")
 @blp.takes(schemas.TaskSchema)
 @blp.gives(201, schemas.TaskSchema, headers=("Location", "ETag"))
+@blp.or_gives(200, forecasts.RehearsalSchema)
 @blp.refuses(409)
-def create(fields: Fields) -> tuple[models.Task, dict[str, str]]:
-    """Registers a task."""
+def create(wanted: Fields, fields: Fields) -> flask.Response | tuple[models.Task, dict[str, str]]:
+    """Registers a task, or only says what it would do to the forecast."""
+    if wanted["dry_run"]:
+        return _rehearsed(partial(rehearsals.create, fields=fields))
     with auth.transaction() as session:
         task = tasks.create(session, db.now(session), fields)
     return task, {"Location": flask.url_for("tasks.show", task_id=task.id), **tag(task)}
+
+
+def _rehearsed(rehearse: Callable[..., rehearsals.Rehearsal]) -> flask.Response:
+    """What a task would be, and what it would do. The outlook is made after the transaction: it may take its time."""
+    with auth.transaction() as session:
+        now = db.now(session)
+        known = forecast.read(session, now)
+        found = rehearse(session, now, start=known.tasks.start)
+    effect = found.effect(forecast.look(known))
+    answer = {"task": found.task, "forecast": forecasts.EFFECT.dump(forecasts.effect(effect))}
+    return flask.jsonify(answer)
 
 
 @blp.serves("POST", "/tasks/bulk")
@@ -131,11 +146,16 @@ def show(task_id: UUID) -> tuple[queries.TaskDetail, dict[str, str]]:
 
 @blp.serves("PATCH", "/tasks/<uuid:task_id>")
 @blp.takes(web_schemas.IfMatchSchema, "headers")
+@blp.takes(web_schemas.DryRunSchema, "query")
 @blp.takes(schemas.TaskChangeSchema)
 @blp.gives(200, schemas.TaskSchema, headers=("ETag",))
 @blp.refuses(404, 409, 412, 428)
-def change(wanted: Fields, fields: Fields, task_id: UUID) -> tuple[models.Task, dict[str, str]]:
-    """Changes what the body names of a task."""
+def change(
+    wanted: Fields, how: Fields, fields: Fields, task_id: UUID
+) -> flask.Response | tuple[models.Task, dict[str, str]]:
+    """Changes what the body names of a task, or only says what that would do to the forecast."""
+    if how["dry_run"]:
+        return _rehearsed(partial(rehearsals.change, task_id=task_id, fields=fields, version=wanted["version"]))
     with auth.transaction() as session:
         task = tasks.change(session, db.now(session), task_id, fields, version=wanted["version"])
     return task, tag(task)

@@ -1,8 +1,10 @@
 """Charts as the templates draw them: each bar and line in the units of an SVG's view box. Pure."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
 from math import log10
 from typing import Any
 
@@ -10,6 +12,9 @@ from app import policies
 
 WIDTH = 600
 HEIGHT = 120
+MARGIN = 15
+"""So far from the end a time on the axis has no room for its label."""
+
 OUTCOMES = ("succeeded", "waiting", "skipped", "cancelled", "failed")
 """From the bottom up: what failed lies on top, where it is seen."""
 
@@ -44,6 +49,15 @@ class Line:
 
     y: float
     label: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A time on the axis."""
+
+    x: float
+    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,7 @@ class Chart:
 
     columns: list[Column]
     lines: list[Line]
+    marks: list[Mark] = field(default_factory=list)
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -104,6 +119,68 @@ def history(runs: Sequence[Any], value: Callable[[Any], timedelta | None], kind:
             told += f", {_ms(found)}"
         columns.append(_column(place, len(runs), bars, told))
     return Chart(columns=columns, lines=_levels())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Few:
+    """Some minutes that are drawn as one column: of each figure the fullest."""
+
+    start: datetime
+    due: float
+    """Runs in all of them."""
+    busy: float
+    """Processes that the fullest of them keeps busy."""
+    longest: float
+    """Seconds of a wait; infinite where nobody serves."""
+
+
+def busy(few: Sequence[Few], processes: float) -> Chart:
+    """Processes that are kept busy, against those that there are."""
+    top = _round_up(math.ceil(max([processes, *(each.busy for each in few)])))
+    columns = []
+    for place, each in enumerate(few):
+        height = each.busy / top * HEIGHT
+        kind = "late" if each.longest > policies.GRACE.total_seconds() else "due"
+        bars = [_slim(place, len(few), HEIGHT - height, height, kind)] if height else []
+        told = f"{each.start:%H:%M} UTC: {each.due:,.0f} runs, {each.busy:,.1f} processes busy in the fullest minute"
+        columns.append(_column(place, len(few), bars, told))
+    lines = [Line(y=0, label=f"{top:,}"), Line(y=HEIGHT, label="0")]
+    if processes:
+        lines.append(Line(y=round(HEIGHT * (1 - processes / top), 2), label=f"{processes:,g}", kind="capacity"))
+        # the label of the top would lie on that of the capacity
+        lines = lines[1:] if processes > top * (1 - 14 / HEIGHT) else lines
+    return Chart(columns=columns, lines=lines, marks=_marks(few))
+
+
+def waits(few: Sequence[Few]) -> Chart:
+    """The longest wait from a slot to its start, with the promise as a line."""
+    columns = []
+    for place, each in enumerate(few):
+        is_late = each.longest > policies.GRACE.total_seconds()
+        never = math.isinf(each.longest)
+        level = 0.0 if never else _height(timedelta(seconds=min(each.longest, SLOWEST)))
+        shown = each.longest * 1000 > QUICKEST
+        bars = [_slim(place, len(few), level, HEIGHT - level, "late" if is_late else "due")] if shown else []
+        told = "no worker" if never else "no wait" if not shown else f"waits of up to {each.longest:,.1f} s"
+        columns.append(_column(place, len(few), bars, f"{each.start:%H:%M} UTC: {told}"))
+    return Chart(columns=columns, lines=_levels(), marks=_marks(few))
+
+
+def _marks(few: Sequence[Few]) -> list[Mark]:
+    """Every third hour of the axis."""
+    step = WIDTH / max(1, len(few))
+    starts = [(place, each.start) for place, each in enumerate(few)]
+    return [
+        Mark(x=round(place * step, 2), label=f"{start:%H:%M}")
+        for (_, before), (place, start) in pairwise(starts)
+        if start.hour % 3 == 0 and before.hour != start.hour and place * step < WIDTH - MARGIN
+    ]
+
+
+def _slim(place: int, count: int, y: float, height: float, kind: str) -> Bar:
+    """A bar that touches its neighbours: there are hundreds."""
+    step = WIDTH / count
+    return Bar(x=round(place * step, 2), y=round(y, 2), width=round(step, 2), height=round(height, 2), kind=kind)
 
 
 def _levels() -> list[Line]:

@@ -29,7 +29,7 @@ MAX_FORM = 256 * 1024
 PART = "X-Part"
 """The header that names the block of the template that is wanted."""
 
-PARTS = frozenset({"live", "outlook", "arguments"})
+PARTS = frozenset({"live", "outlook", "load", "arguments"})
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "

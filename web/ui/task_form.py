@@ -10,8 +10,9 @@ from uuid import UUID
 import flask
 from sqlalchemy.orm import Session
 
-from app import db, errors, planning, queries, schemas, signatures, tasks
+from app import db, errors, forecast, planning, queries, rehearsals, schemas, signatures, tasks
 from app.fields import is_same
+from app.forecast.effects import Effect
 from app.models import Target, Task
 from app.schedules import zones
 from app.signatures import Parameter
@@ -20,6 +21,9 @@ from web.ui import forms, reading, showing
 from web.ui.pages import PART, blp, flat, lead, page
 
 VERSION = re.compile(r"[0-9]{1,9}")
+LOAD = "load"
+"""The part of the page that says what the task would do to the next day: a second's work."""
+
 SLOTS = 5
 COMPARED = 25
 """Slots of the old and the new schedule that are held against each other."""
@@ -100,10 +104,14 @@ def _save(task_id: UUID | None) -> flask.Response:
         else:
             said = f"{task.name} is saved." if task_id else f"{task.name} is registered."
             return lead(said, flask.url_for("ui.show_task", task_id=task.id))
+    asks = flask.request.headers.get(PART) == LOAD or (
+        "look" in flask.request.form and PART not in flask.request.headers
+    )
+    effect = _effect(form) if asks else None
     with auth.transaction() as session:
         if STALE in form.other_problems and task_id:
             form.version.data = str(queries.task(session, task_id).version)
-        return _show(session, form, status=422 if form.has_problems else 200)
+        return _show(session, form, effect, status=422 if form.has_problems else 200)
 
 
 def _write(form: forms.TaskForm) -> Task:
@@ -136,7 +144,29 @@ def _changes(
     return {name: value for name, value in fields.items() if not is_same(given[name], shown[name])}
 
 
-def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Response:
+def _effect(form: forms.TaskForm) -> Effect | None:
+    """What saving the form would do to the next day; None where it cannot be saved, which is said elsewhere."""
+
+    def read() -> forecast.Known:
+        with auth.transaction() as session:
+            return forecast.read(session, db.now(session))
+
+    before = forecast.recent(auth.actor(), read)
+    try:
+        given = form.given()
+        fields = schemas.load(schemas.TaskSchema(), given)
+        with auth.transaction() as session:
+            if form.task is None:
+                found = rehearsals.create(session, db.now(session), fields, before.start)
+            else:
+                changed = _changes(form.task, given, form.parameters, fields)
+                found = rehearsals.change(session, db.now(session), form.task.id, changed, before.start)
+    except (errors.Invalid, errors.Conflict):
+        return None
+    return found.effect(before)
+
+
+def _show(session: Session, form: forms.TaskForm, effect: Effect | None = None, status: int = 200) -> flask.Response:
     offered = queries.targets(session)
     target = _target(offered, form.text("target"))
     form.parameters = _fields(target)
@@ -149,6 +179,7 @@ def _show(session: Session, form: forms.TaskForm, status: int = 200) -> flask.Re
         target=target,
         parameters=form.parameters,
         outlook=_outlook(form, db.now(session)),
+        effect=effect,
         zones=sorted(zones.names()),
         examples=EXAMPLES,
         prefix=forms.ARGUMENT,

@@ -9,8 +9,9 @@ from uuid import UUID
 import flask
 from itsdangerous import BadSignature, URLSafeSerializer
 
-from app import db, errors, forecast, planning, queries
+from app import db, errors, planning, queries
 from app.fields import Instant, instant
+from app.forecast import hours
 from app.models import Task
 from app.states import TaskState
 from web import auth
@@ -19,6 +20,9 @@ from web.ui import pages, reading, showing
 from web.ui.pages import blp, page
 
 DAYS = 7
+SHOWN = 100
+"""Schedules of an hour, the most runs first."""
+
 EVENTS = 50
 """Slots of one task in a calendar."""
 
@@ -43,23 +47,25 @@ def week() -> flask.Response:
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
     with auth.reading() as session:
         now = db.now(session)
-        groups = forecast.groups(session, now, DAYS, queries.like(**named))
+        due = hours.read(session, now, DAYS, queries.like(**named))
         targets = [each.target.name for each in queries.targets(session)]
-    found = forecast.forecast(groups, now, DAYS)  # after the transaction: it may take its time
-    loads = found.loads()
+    found = hours.look(due, DAYS)  # after the transaction: it may take its time
     at = wanted.get("hour")
     hour = (at - found.start) // timedelta(hours=1) if at and found.start <= at < found.end else None
+    groups = [] if hour is None else found.at(hour)[:SHOWN]
+    with auth.transaction() as session:
+        examples = hours.examples(session, found, groups)
     return page(
         "week",
         found=found,
-        rows=list(_rows(found, loads)),
-        total=sum(loads),
+        rows=list(_rows(found)),
+        total=sum(found.loads),
         asked=asked,
         problems=problems,
         targets=targets,
         hour=hour,
         hour_at=None if hour is None else found.start + timedelta(hours=hour),
-        due=[] if hour is None else found.at(hour),
+        due=[(group, examples.get((group.source, group.first), "")) for group in groups],
         calendar=calendar_address(**{name: asked[name] for name in named}),
     )
 
@@ -108,14 +114,14 @@ def _signer() -> URLSafeSerializer:
     return URLSafeSerializer(flask.current_app.secret_key or "", salt=f"calendar {auth.fingerprint()}")
 
 
-def _rows(found: forecast.Forecast, loads: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(found: hours.Hours) -> Iterator[dict[str, Any]]:
     """A row per day, with 24 hours each; hours of the first day that are over stand empty."""
-    top = max(loads, default=0)
+    top = max(found.loads, default=0)
     lead = found.start.hour
     for day in range(DAYS + bool(lead)):
         date = (found.start - timedelta(hours=lead) + timedelta(days=day)).date()
-        hours = range(day * 24 - lead, day * 24 - lead + 24)
-        yield {"date": date, "hours": [_cell(found.start, hour, loads, top) for hour in hours]}
+        numbers = range(day * 24 - lead, day * 24 - lead + 24)
+        yield {"date": date, "hours": [_cell(found.start, hour, found.loads, top) for hour in numbers]}
 
 
 def _cell(start: datetime, hour: int, loads: list[int], top: int) -> dict[str, Any] | None:

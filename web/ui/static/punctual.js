@@ -3,6 +3,7 @@
 
 const TICK = 1000;
 const TYPING = 250;
+const RESTING = 500;  // for what takes a second to compute
 const PART = "X-Part";
 const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
 
@@ -160,8 +161,10 @@ function watchDraft() {
   const form = document.querySelector("form[data-draft]");
   if (!form) return;
   const ask = (part) => refresh(part, location.href, {method: "POST", body: new FormData(form), insist: true});
-  const mean = later(() => ask("outlook"), TYPING);
-  const take = later(() => ask("arguments"), TYPING);
+  const weigh = later(() => ask("load"), RESTING);
+  const mean = later(() => { ask("outlook"); weigh(); }, TYPING);
+  const take = later(() => { ask("arguments"); weigh(); }, TYPING);
+  weigh();
   form.addEventListener("input", (event) => {
     if ("arguments" in event.target.dataset) take();
     else if (!event.target.closest("#arguments")) mean();
