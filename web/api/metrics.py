@@ -8,7 +8,7 @@ from prometheus_client import Metric
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app import broker, canary, db, errors, exporter, nodes, queries, settings, summaries
+from app import broker, canary, db, errors, exporter, forecast, incidents, nodes, queries, settings, summaries
 from app.exporter import gauge
 from app.models import Run, Task
 from app.states import OPEN, TaskState
@@ -18,6 +18,9 @@ from web.look import Look
 
 FRESH = 5.0
 """Seconds for which what was found holds: whoever scrapes more often reads it twice."""
+
+AHEAD_FRESH = 30.0
+"""The same for the forecast, which takes longer to make and changes less."""
 
 OVERDUE = timedelta(seconds=3)
 """From here on the audit path fires a task: see `beat.chores`."""
@@ -50,7 +53,8 @@ def _find() -> tuple[Metric, ...]:
         with auth.transaction() as session:  # whoever asks needs no key
             cluster = queries.cluster(session, db.now(session))
             found = [*_nodes(cluster), *_due(session, cluster), *_promise(session, cluster), *_database(session)]
-            found += _canaries(session, cluster)
+            found += [*_canaries(session, cluster), *_incidents(session)]
+        found += _coming()
     except errors.Unavailable:
         return (gauge("punctual_up", "Whether PostgreSQL answers.", 0),)
     shown = _shown(cluster)
@@ -133,6 +137,30 @@ def _canaries(session: Session, cluster: queries.Cluster) -> Iterable[Metric]:
     yield gauge("punctual_canary_age_seconds", "Since the last run of a queue's canary.", ages, "queue")
     took = {song.queue: song.took.total_seconds() for song in songs if song.took is not None}
     yield gauge("punctual_canary_seconds", "From the slot of that run to its end.", took, "queue")
+
+
+def _incidents(session: Session) -> Iterable[Metric]:
+    kinds = {str(kind): float(count) for kind, count in incidents.counts(session).items()}
+    yield gauge("punctual_incidents_open", "Incidents of tasks that are not over.", kinds, "kind")
+
+
+def _find_coming() -> list[forecast.Coming]:
+    with auth.transaction() as session:
+        return forecast.coming(session, db.now(session))[:QUEUES]
+
+
+_coming_look = Look(find=_find_coming, fresh=AHEAD_FRESH)
+
+
+def _coming() -> Iterable[Metric]:
+    """What the next quarter of an hour brings, for whoever starts workers."""
+    coming = _coming_look()
+    runs = {each.queue: float(each.runs) for each in coming}
+    work = {each.queue: each.work for each in coming}
+    processes = {each.queue: float(each.processes) for each in coming if each.processes is not None}
+    yield gauge("punctual_forecast_runs", "Runs that fall due in the next 15 minutes.", runs, "queue")
+    yield gauge("punctual_forecast_work_seconds", "The seconds that they are likely to take.", work, "queue")
+    yield gauge("punctual_forecast_processes", "Processes that it takes to start them in time.", processes, "queue")
 
 
 def _shown(cluster: queries.Cluster) -> list[queries.Queue]:
