@@ -265,6 +265,15 @@ SINGLE: tuple[Fault, ...] = (
     ),
 )
 
+UPGRADE = Fault(
+    name="every process replaced",
+    variants=_one("every process replaced", strikes.each_replaced, ["beat", "worker"]),
+    bound=Bound(worst=8),
+    hits=2,
+    between=15,
+)
+"""No fault: what everybody does with each release."""
+
 PAIRS = 20
 
 
@@ -308,7 +317,7 @@ def pairs(seed: int, count: int = PAIRS, *, own_rabbitmq: bool = True) -> Fault:
 
 def all_faults(seed: int, *, own_rabbitmq: bool) -> list[Fault]:
     """Every row, but those that stop a RabbitMQ that is not the drill's own. Those of one stack stand together."""
-    rows = [*SINGLE, pairs(seed, own_rabbitmq=own_rabbitmq)]
+    rows = [*SINGLE, UPGRADE, pairs(seed, own_rabbitmq=own_rabbitmq)]
     return sorted(
         (fault for fault in rows if own_rabbitmq or not fault.needs_rabbitmq), key=lambda fault: fault.replicated
     )

@@ -160,6 +160,10 @@ class Stack:
     def of(self, kind: str) -> list[Process]:
         return [process for process in self.processes.values() if process.kind == kind]
 
+    def own(self, name: str) -> dict[str, str]:
+        """What no two processes may share."""
+        return {HEALTH_PATH: str(_health_file(self.folder, name))}
+
     @contextmanager
     def spare(self, kind: str, **env: str) -> Iterator[Process]:
         """One more process of a kind, within; whether it ends is not counted."""
@@ -233,7 +237,7 @@ def running(*, replicated: bool = False) -> Iterator[Stack]:
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
                 line = lines[kind] + OPTIONS.get(kind, "")
-                own = {HEALTH_PATH: str(_health_file(folder, name))} if kind == "beat" else {}
+                own = stack.own(name) if kind == "beat" else {}
                 stack.processes[name] = Process(name, line, env | own, folder / "logs")
         exits.callback(_stop, stack)
         for process in stack.processes.values():

@@ -30,6 +30,9 @@ BACKLOG = 1000
 BACKLOG_AHEAD = 6.0
 """Seconds from the registration of a backlog to its slot."""
 
+UP = {"beat": "beat: Starting...", "worker": " ready."}
+"""What each says when it is up."""
+
 PASSED_WITHIN = 60.0
 """Seconds in which an armed process must have passed its fail point."""
 
@@ -81,6 +84,23 @@ def beats_gone(*, but: int) -> Strike:
             yield
 
     return strike
+
+
+@contextmanager
+def each_replaced(site: Site) -> Iterator[None]:
+    """As an upgrade does it: another beat or worker is up before one is told to stop, and goes when that is back."""
+    for kind in ("beat", "worker"):
+        for process in site.stack.of(kind):
+            with site.stack.spare(kind, **site.stack.own(f"{kind}.spare")) as spare:
+                stores.poll(lambda spare=spare: is_up(spare), within=PASSED_WITHIN, what=f"a spare {kind}")  # type: ignore[misc]
+                process.restart()
+                stores.poll(lambda process=process: is_up(process), within=PASSED_WITHIN, what=process.name)  # type: ignore[misc]
+    yield
+
+
+def is_up(process: Process) -> bool:
+    """Whether a beat has ticked, or a worker takes messages, by what it logged since it was started last."""
+    return any(UP[process.kind] in line for line in process.lines())
 
 
 # fail points
