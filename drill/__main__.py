@@ -20,11 +20,13 @@ INTERRUPTED = 130
 def main() -> int:
     """The command line. 1 where a bound is broken, 130 where it was stopped."""
     given = _parser().parse_args()
-    plan = replace(campaign.FULL if given.full else campaign.SHORT, per_second=given.per_second)
+    plan = replace(campaign.FULL if given.full or given.soak else campaign.SHORT, per_second=given.per_second)
     own_rabbitmq = stores.has_rabbitmq()
     if not own_rabbitmq:
         _tell("RabbitMQ's programs are not installed: the faults that stop it are left out")
     rows = faults.all_faults(given.seed, own_rabbitmq=own_rabbitmq)
+    if given.soak:
+        return _drill([faults.soak(given.soak, given.seed, own_rabbitmq=own_rabbitmq)], plan, given)
     if given.list:
         print("\n".join(f"{row.name:<28} {len(row.variants) * row.hits:>3} hits   {row.bound}" for row in rows))
         return 0
@@ -35,6 +37,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="script/drill", description="Breaks a stack of its own, and counts slots.")
     parser.add_argument("--full", action="store_true", help="the whole campaign, of about 80 minutes")
+    parser.add_argument("--soak", type=int, metavar="MINUTES", help="one load, and a fault each minute")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults, by the beginning of their names")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="draws the same faults again")
     parser.add_argument("--part", type=_fraction, default=(1, 1), metavar="1/2", help="one of several equal parts")

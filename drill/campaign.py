@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from drill import checker, ledger, oracle, stack, witness
+from drill import checker, ledger, meter, oracle, stack, witness
 from drill.checker import Judged, Offence, Outcome, Verdict
 from drill.faults import Bound, Fault, Variant
 from drill.history import Call
@@ -85,6 +85,8 @@ class Result:
     """Each hit, and when it was healed."""
     verdict: Verdict | None = None
     answers: dict[str, int] = field(default_factory=dict)
+    growth: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """What memory, files and connections were early on, and at the end; of a long fault."""
     restarts: int = 0
     broken: list[str] = field(default_factory=list)
     """What did not hold, in words."""
@@ -127,7 +129,7 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
     result = Result(fault=fault.name, bound=fault.bound)
     path = current.folder / f"witness.{time.monotonic_ns()}.jsonl"
     ends = current.ends()
-    with witness.running(path) as seen, stack.Asker(current) as asker:
+    with witness.running(path) as seen, stack.Asker(current) as asker, meter.Meter(stack=current) as used:
         workload = Workload(current.api, current.key, seen.url, per_second=plan.per_second, packed=True)
         try:
             workload.start()
@@ -142,6 +144,7 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
         finally:
             workload.close()
     result.answers = asker.answers
+    result.growth = meter.growth(used.readings)
     if result.verdict is not None:
         result.broken += breaches(result, result.verdict)
     return result
@@ -207,6 +210,11 @@ def breaches(result: Result, verdict: Verdict) -> list[str]:
             found.append(f"last start {result.after_heal:.1f} s after the heal")
         if behind := sum(1 for each in verdict.judged if _came_after(each, result)):
             found.append(f"{behind} late that fell due after the heal")
+    found += [
+        f"{name} grew from {early:.0f} to {late:.0f}"
+        for name, (early, late) in result.growth.items()
+        if bound.flat and late > early * meter.GROWTH
+    ]
     if not bound.restarts and result.restarts:
         found.append(f"{result.restarts} processes ended")
     if bad := {answer: count for answer, count in result.answers.items() if answer not in FINE_ANSWERS}:

@@ -15,6 +15,7 @@ FAIL_PAUSE = 6.0
 """Seconds for which a fail point lets a process sleep: longer than a lease."""
 
 AWAY = 20.0
+MINUTE = 60.0
 PAIR_HOLD = 10.0
 """Seconds for which two faults last that overlap."""
 
@@ -45,6 +46,8 @@ class Bound:
     """Seconds from the heal to the last start of what waited for it."""
     restarts: bool = True
     """Whether a process may end."""
+    flat: bool = False
+    """Whether memory, files and connections must not grow."""
     executed_twice: bool = False
     """Whether a run may be executed twice without a second attempt on record."""
 
@@ -56,6 +59,8 @@ class Bound:
             words.append(f"≤ {self.after:g} s after the heal")
         if not self.restarts:
             words.append("no restarts")
+        if self.flat:
+            words.append("nothing grows")
         return ", ".join(words) or "none lost, none recorded twice"
 
 
@@ -312,6 +317,19 @@ def pairs(seed: int, count: int = PAIRS, *, own_rabbitmq: bool = True) -> Fault:
         bound=Bound(executed_twice=True),
         hits=1,
         between=12,
+    )
+
+
+def soak(minutes: int, seed: int, *, own_rabbitmq: bool = True) -> Fault:
+    """One load, and a fault each minute, drawn from all that a stack without standbys survives."""
+    drawn = random.Random(seed)
+    usable = [fault for fault in SINGLE if not fault.replicated and (own_rabbitmq or not fault.needs_rabbitmq)]
+    return Fault(
+        name=f"soak of {minutes} minutes",
+        variants=tuple(drawn.choice(drawn.choice(usable).variants) for _ in range(minutes)),
+        bound=Bound(flat=True),
+        hits=1,
+        between=MINUTE - AWAY,
     )
 
 

@@ -32,7 +32,9 @@ def table(results: Sequence[Result], *, markdown: bool = False) -> str:
 
 def line(result: Result) -> str:
     """One fault in a line."""
-    return ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, _cells(result), strict=True))
+    told = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, _cells(result), strict=True))
+    grown = [f"{name} {early:.0f} early on, {late:.0f} at the end" for name, (early, late) in result.growth.items()]
+    return "; ".join([told, *grown])
 
 
 def _cells(result: Result) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ def _details(result: Result) -> dict[str, Any]:
         "broken": result.broken,
         "hits": [asdict(hit) for hit in result.committed],
         "answers": result.answers,
+        "growth": result.growth,
         "restarts": result.restarts,
         "waited_for": sorted(result.waited_for),
     }

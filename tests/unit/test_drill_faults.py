@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from drill import __main__ as drill
-from drill import campaign, checker, faults, report
+from drill import campaign, checker, faults, meter, report
 from drill.campaign import Result
 from drill.checker import Offence
 from drill.faults import Bound
@@ -133,3 +133,27 @@ def test_the_full_campaign_hits_as_often_as_was_promised():
     assert len(campaign.FULL.variants(rows["beat fails at fired"], drawn)) == 10
     assert {fault.replicated for fault in faults.SINGLE} == {False, True}
     assert campaign.FULL.quiet == 60
+
+
+def test_a_soak_draws_a_fault_for_each_minute_the_same_from_the_same_seed():
+    made = faults.soak(30, seed=7)
+    assert len(made.variants) == 30
+    assert [each.name for each in made.variants] == [each.name for each in faults.soak(30, seed=7).variants]
+    assert {each.name for each in made.variants} != {each.name for each in faults.soak(30, seed=8).variants}
+    assert made.bound.flat
+    without = faults.soak(200, seed=7, own_rabbitmq=False)
+    assert "RabbitMQ gone" not in {each.name for each in without.variants}
+
+
+@pytest.mark.parametrize(("last", "grown"), [(100.0, False), (114.0, False), (116.0, True)])
+def test_what_grows_is_told_by_the_last_quarter_against_the_second(last, grown):
+    readings = [
+        meter.Reading(memory=memory, files=50.0, connections=10.0)
+        for memory in (*[30.0] * 10, *[100.0] * 10, *[500.0] * 10, *[last] * 10)
+    ]
+    measured = meter.growth(readings)
+    assert measured == {"memory": (100.0, last), "files": (50.0, 50.0), "connections": (10.0, 10.0)}
+    result = Result(fault="soak", bound=Bound(flat=True), growth=measured)
+    nothing = checker.check([], [], [], until=AT)
+    assert campaign.breaches(result, nothing) == (["memory grew from 100 to 116"] if grown else [])
+    assert meter.growth(readings[: meter.FEWEST - 1]) == {}
