@@ -54,8 +54,8 @@ secret punctual-flower Opaque \
   BROKER_URL "$(broker flower "$FLOWER_BROKER_PASSWORD")" \
   FLOWER_BASIC_AUTH "admin:$FLOWER_PASSWORD"
 secret punctual-release Opaque DATABASE_URL "$(database owner "$OWNER_PASSWORD")"
-# who counts what waits for workers needs no right at all, as web has none
-secret punctual-scaler Opaque host "$(broker web "$WEB_PASSWORD")"
+# who counts what waits for workers needs no right at all, as web has none; not every client takes a bare / for the vhost
+secret punctual-scaler Opaque host "$(broker web "$WEB_PASSWORD")%2F"
 
 secret punctual-postgresql-owner kubernetes.io/basic-auth username punctual_owner password "$OWNER_PASSWORD"
 secret punctual-postgresql-web kubernetes.io/basic-auth username punctual_web password "$WEB_PASSWORD"
