@@ -5,7 +5,7 @@
 #   sh deploy/kubernetes/secrets.sh | kubectl apply --server-side -f -
 set -eu
 namespace=${NAMESPACE:-punctual}
-postgresql='punctual-postgresql-rw:5432/punctual?sslmode=verify-full&sslrootcert=/run/secrets/postgresql/ca.crt'
+tls='sslmode=verify-full&sslrootcert=/run/secrets/postgresql/ca.crt'
 redis='punctual-redis-0.punctual-redis:26379,punctual-redis-1.punctual-redis:26379,punctual-redis-2.punctual-redis:26379'
 rabbitmq=punctual-rabbitmq.$namespace.svc:5672
 
@@ -27,17 +27,18 @@ secret() { # NAME TYPE, then KEY VALUE as often as there are some
   printf '  labels: {app.kubernetes.io/part-of: punctual, cnpg.io/reload: "true"}\ntype: %s\ndata:\n' "$2"
   shift 2
   while [ $# -gt 0 ]; do
-    printf '  %s: %s\n' "$1" "$(printf %s "$2" | base64 | tr -d '\n')"
+    printf '  %s: "%s"\n' "$1" "$(printf %s "$2" | base64 | tr -d '\n')"
     shift 2
   done
 }
 
-database() { echo "postgresql+psycopg://punctual_$1:$2@$postgresql"; }
+database() { echo "postgresql+psycopg://punctual_$1:$2@punctual-postgresql-${3-rw}:5432/punctual?$tls"; }
 bell() { echo "redis-sentinel://punctual_$1:$2@$redis/punctual/0"; }
 broker() { echo "amqp://punctual_$1:$2@$rabbitmq/"; }
 
 secret punctual-web Opaque \
   DATABASE_URL "$(database web "$WEB_PASSWORD")" \
+  DATABASE_READ_URL "$(database web "$WEB_PASSWORD" ro)" \
   REDIS_URL "$(bell web "$WEB_PASSWORD")" \
   BROKER_URL "$(broker web "$WEB_PASSWORD")" \
   SECRET_KEY "${SECRET_KEY:?set it in .env}" \
@@ -45,11 +46,16 @@ secret punctual-web Opaque \
 secret punctual-beat Opaque \
   DATABASE_URL "$(database beat "$BEAT_PASSWORD")" \
   REDIS_URL "$(bell beat "$BEAT_PASSWORD")" \
-  BROKER_URL "$(broker beat "$BEAT_PASSWORD")"
+  BROKER_URL "$(broker beat "$BEAT_PASSWORD")" \
+  PUNCTUAL_NOTIFY_WEBHOOK "${PUNCTUAL_NOTIFY_WEBHOOK-}" \
+  PUNCTUAL_SMTP_URL "${PUNCTUAL_SMTP_URL-}"
 secret punctual-worker Opaque \
   DATABASE_URL "$(database worker "$WORKER_PASSWORD")" \
   REDIS_URL "$(bell worker "$WORKER_PASSWORD")" \
-  BROKER_URL "$(broker worker "$WORKER_PASSWORD")"
+  BROKER_URL "$(broker worker "$WORKER_PASSWORD")" \
+  PUNCTUAL_NOTIFY_WEBHOOK "${PUNCTUAL_NOTIFY_WEBHOOK-}" \
+  PUNCTUAL_SMTP_URL "${PUNCTUAL_SMTP_URL-}" \
+  PUNCTUAL_WEBHOOK_SECRET "${PUNCTUAL_WEBHOOK_SECRET-}"
 secret punctual-flower Opaque \
   BROKER_URL "$(broker flower "$FLOWER_BROKER_PASSWORD")" \
   FLOWER_BASIC_AUTH "admin:$FLOWER_PASSWORD"

@@ -69,6 +69,9 @@ def _apply(thing: Any, *, op: str, path: str, value: Any = None) -> None:
     *way, last = (part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:])
     for part in way:
         thing = thing[int(part)] if isinstance(thing, list) else thing[part]
+    if op == "add" and last == "-":
+        thing.append(value)
+        return
     key: Any = int(last) if isinstance(thing, list) else last
     if op == "remove":
         del thing[key]

@@ -120,6 +120,7 @@ def test_processes_are_given_only_settings_that_exist_and_each_can_be_read(overl
         assert {setting.removesuffix("_FILE") for setting in given} <= Settings.model_fields.keys()
         read = Settings.read(given)
         assert not read.PUNCTUAL_FAIL_POINT
+        assert read.PUNCTUAL_SMTP_URL is None  # what .env does not say is not set
         if name in ("web", "beat", "worker"):
             assert f"//punctual_{name}:" in read.DATABASE_URL.get_secret_value()
 
