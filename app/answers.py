@@ -6,6 +6,7 @@ starts afresh. REST and Celery calls share this; what an answer holds is theirs.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +20,11 @@ from app import errors
 from app.models import Answer
 
 KEPT = timedelta(hours=24)
+
+PATIENCE = 1.5
+LOOK_EVERY = 0.05
+"""Seconds. A web that dies over a request leaves its transaction behind until PostgreSQL sees that nobody is there any
+more; meanwhile the gateway has sent the request to another web."""
 
 BATCH = 5_000
 
@@ -40,8 +46,8 @@ class Request:
 def once(session: Session, now: datetime, request: Request, do: Callable[[], Any], *, wait: bool) -> Any:
     """The kept answer to a request, or that of `do`, JSON, which is kept from here on.
 
-    While the same key is being answered elsewhere, this waits where `wait` says so, else raises Conflict. Raises
-    Invalid where the key came with something else before. Errors of `do` are not kept.
+    While the same key is being answered elsewhere, this waits where `wait` says so, else for PATIENCE, and then raises
+    Conflict. Raises Invalid where the key came with something else before. Errors of `do` are not kept.
     """
     _hold(session, request, wait=wait)
     kept = session.get(Answer, (request.route, request.key))
@@ -67,5 +73,9 @@ def _hold(session: Session, request: Request, *, wait: bool) -> None:
     lock = func.hashtextextended(f"{request.route}\n{request.key}", 0)
     if wait:
         session.execute(select(func.pg_advisory_xact_lock(lock)))
-    elif not session.scalar(select(func.pg_try_advisory_xact_lock(lock))):
-        raise errors.Conflict("A request with this idempotency key is still being answered.")
+        return
+    end = time.monotonic() + PATIENCE
+    while not session.scalar(select(func.pg_try_advisory_xact_lock(lock))):
+        if time.monotonic() > end:
+            raise errors.Conflict("A request with this idempotency key is still being answered.")
+        time.sleep(LOOK_EVERY)

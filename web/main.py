@@ -33,12 +33,13 @@ SESSION_IDLE = timedelta(hours=12)
 class Sessions(SecureCookieSessionInterface):
     """Sessions whose time is counted from what a person does: what a page asks for by itself does not renew them.
 
-    Else an open tab would stay signed in for ever, and write back a session that another one has just left.
+    Else an open tab would stay signed in for ever, and write back a session that another request has changed meanwhile:
+    one that was left, or one that holds a word for the next page.
     """
 
     def should_set_cookie(self, app: flask.Flask, session: SessionMixin) -> bool:
         by_itself = ui.PART in flask.request.headers or flask.request.endpoint in {"ui.static", "bootstrap.static"}
-        return session.modified or (super().should_set_cookie(app, session) and not by_itself)
+        return super().should_set_cookie(app, session) and not by_itself
 
     def get_cookie_secure(self, app: flask.Flask) -> bool:  # noqa: ARG002 - Flask's own signature
         return flask.request.is_secure

@@ -34,6 +34,7 @@ CALLS = [
     ("POST", f"/tasks/{NOBODY}/backfill"),
     ("GET", f"/tasks/{NOBODY}/upcoming"),
     ("GET", f"/tasks/{NOBODY}/runs"),
+    ("GET", "/forecast"),
     ("GET", "/incidents"),
     ("GET", "/runs"),
     ("GET", f"/runs/{NOBODY}"),

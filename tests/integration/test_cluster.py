@@ -189,7 +189,9 @@ def test_a_queue_that_cannot_be_declared_is_known_to_the_publisher_until_it_can(
 def test_a_worker_tells_of_itself_at_each_beat_and_takes_its_row_along_when_it_stops():
     heartbeat = Heartbeat()
     heartbeat.beats = 1  # not the first, which offers targets
-    heartbeat.consumer = SimpleNamespace(hostname="celery-1@a", pool=SimpleNamespace(num_processes=2))
+    heartbeat.consumer = SimpleNamespace(
+        hostname="celery-1@a", pool=SimpleNamespace(num_processes=2), controller=SimpleNamespace()
+    )
     heartbeat.beat()
     assert processes("default") == 2
     with db.transaction() as session:

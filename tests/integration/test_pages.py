@@ -993,3 +993,15 @@ def test_a_silent_canary_is_the_first_thing_on_the_overview(browser):
     listed = browser.get(f"/tasks?target={messages.CANARY}").text
     assert "punctual.canary.default" in listed
     assert 'type="checkbox" name="task"' not in listed, "nobody steers it"
+
+
+@pytest.mark.parametrize("part", ["outlook", "load", "arguments", "live"])
+def test_what_a_page_asks_for_by_itself_writes_back_no_session(browser, part):
+    """It may be answered after a form that was sent meanwhile, and would undo what that one noted for the next page."""
+    form = {"csrf_token": token(browser.get("/tasks/new").text), "target": "debug.echo", "kind": "now", "name": "n"}
+    for answer in (
+        browser.post("/tasks/new", data=form, headers={"X-Part": part}),
+        browser.get("/", headers={"X-Part": part}),
+    ):
+        assert answer.status_code == 200
+        assert "Set-Cookie" not in answer.headers
