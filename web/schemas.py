@@ -344,6 +344,7 @@ class HealthSchema(Schema):
 class ReadinessQuerySchema(Schema):
     """How far to look."""
 
+    store = Choice(("database", "redis", "broker"), metadata={"description": "Only this one is asked for."})
     deep = YesNo(load_default=False, metadata={"description": "Whether the canary of every queue is asked for too."})
 
 

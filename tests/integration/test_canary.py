@@ -192,3 +192,13 @@ def test_the_figures_of_the_promise_are_of_clients_runs_alone(bird, client):
         while summaries.summarise(session, db.now(session))[1]:
             pass
     assert sum(client.get("/api/v1/stats").json["runs"].values()) == 0
+
+
+def test_a_probe_may_ask_for_the_store_that_it_cannot_do_without(stranger, monkeypatch):
+    monkeypatch.setattr(health, "answers", lambda ping: ping is not health.STORES["redis"])
+    health.away.forget()
+    assert stranger.get("/readyz").json["errors"] == {"redis": ["Does not answer."]}
+    assert stranger.get("/readyz?store=redis").status_code == 503
+    assert stranger.get("/readyz?store=database").json == {"status": "ready", "stores": {"database": "ready"}}
+    assert stranger.get("/readyz?store=paper").status_code == 422
+    health.away.forget()

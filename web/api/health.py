@@ -29,12 +29,14 @@ def process() -> dict[str, str]:
 @blp.gives(200, schemas.ReadinessSchema)
 @blp.refuses(503)
 def stores(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Tells whether every store answers; with `deep`, whether the canary of every queue sings too."""
-    missing = away()
+    """Tells whether every store answers, or the one that is asked for; with `deep`, whether the canary of every queue
+    sings too."""
+    asked = [wanted["store"]] if "store" in wanted else list(STORES)
+    missing = [store for store in away() if store in asked]
     if missing:
         does_not_answer = {store: ["Does not answer."] for store in missing}
         raise errors.Unavailable(f"Away: {', '.join(missing)}.", errors=does_not_answer)
-    told: dict[str, Any] = {"status": "ready", "stores": dict.fromkeys(STORES, "ready")}
+    told: dict[str, Any] = {"status": "ready", "stores": dict.fromkeys(asked, "ready")}
     return told | {"canaries": _canaries()} if wanted["deep"] else told
 
 
