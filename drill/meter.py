@@ -54,7 +54,7 @@ class Meter:
 
     def _read(self) -> None:
         while not self._stopping.wait(EVERY):
-            with suppress(psutil.Error, psycopg.Error):  # a process, or PostgreSQL, is away right now
+            with suppress(psutil.Error, psycopg.Error, StopIteration):  # a process, or PostgreSQL, is away right now
                 self.readings.append(read(self.stack))
 
 

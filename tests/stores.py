@@ -21,6 +21,10 @@ def url_of(database: str) -> str:
     return make_url(GIVEN["DATABASE_URL"]).set(database=database).render_as_string(hide_password=False)
 
 
+BY_HAND = pytest.mark.skipif("DRILL" not in os.environ, reason="takes minutes of two cores: set DRILL=1")
+"""What CI has no time for. Each is run before what it is about is changed, and before a release."""
+
+
 def need(what: str, *, there: object) -> None:
     """Skips a test that needs `what` where it is not there; in CI that is a failure."""
     if not there:

@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from stack import parse
-from stores import poll
+from stores import BY_HAND, poll
+
+pytestmark = BY_HAND
 
 MINUTES = 12
 FACTOR = 24.0

@@ -13,10 +13,11 @@ from uuid import uuid4
 import httpx
 import pytest
 from stack import KEY
-from stores import GIVEN, ROOT, poll
+from stores import BY_HAND, GIVEN, ROOT, poll
 
 from deploy.processes import free_port
 
+pytestmark = BY_HAND
 TEMPLATE = ROOT / "deploy/gateway/punctual.conf.template"
 KILLS = int(os.environ.get("KILLS", "1"))
 BODY = {"target": "debug.echo", "schedule": {"type": "interval", "every": 3600}}

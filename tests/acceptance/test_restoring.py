@@ -13,11 +13,13 @@ import httpx
 import pytest
 import redis
 from stack import ENDED, at, parse
-from stores import GIVEN, ROOT, poll
+from stores import BY_HAND, GIVEN, ROOT, poll
 from test_promise import all_runs
 
 from beat import entries
 from deploy import embedded, postgresql
+
+pytestmark = BY_HAND
 
 EVERY = 1
 TASKS = 5

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from stores import GIVEN, need
+from stores import BY_HAND, GIVEN, need
 
 from drill import campaign, faults, report, stack, stores
 from drill.faults import Bound, Fault
@@ -106,6 +106,7 @@ def test_a_single_link_cut_or_silent(attacked):
     attacked(faults.joined("links", rows))
 
 
+@BY_HAND
 def test_an_upgrade_that_replaces_every_process_goes_unnoticed(attacked):
     result = attacked(faults.UPGRADE)
     late = sorted(
@@ -122,6 +123,7 @@ def test_two_faults_at_once(attacked):
     attacked(faults.pairs(random.randrange(1000), count=1, own_rabbitmq=stores.has_rabbitmq()))
 
 
+@BY_HAND
 def test_each_store_fails_over():
     need("RabbitMQ: install rabbitmq-server", there=stores.has_rabbitmq())
     with stack.running(replicated=True) as running:
