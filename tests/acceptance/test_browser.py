@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.sync_api import expect, sync_playwright
 from stack import KEY
-from stores import ROOT
+from stores import BY_HAND, ROOT
 
 SHOTS = ROOT / ".data" / "screenshots"
 SIZES = {"desk": {"width": 1280, "height": 900}, "telephone": {"width": 360, "height": 740}}
@@ -255,7 +255,7 @@ def test_a_backfill_is_counted_and_then_run(visit, size, stack):
     assert {run["trigger"] for run in stack.runs(task)} == {"backfill"}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=BY_HAND), "dark"])
 def test_every_page_fits_its_window_and_reads_well(chromium, stack, scheme):
     stack.create(name=f"{'long' * 40} as names may be, {scheme}", target="debug.fail",
                  schedule={"type": "interval", "every": 1}, labels={"team": "billing"}, max_runs=3)  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from stack import parse
 from stores import poll
 
-KILLS = int(os.environ.get("KILLS", "10"))
+KILLS = int(os.environ.get("KILLS", "6"))
 """How often; by hand 200."""
 
 LATEST = 0.02

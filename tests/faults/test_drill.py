@@ -55,6 +55,7 @@ def test_beats_killed_paused_and_gone(attacked):
     attacked(faults.joined("beats", rows))
 
 
+@BY_HAND
 def test_all_beats_gone(attacked):
     attacked(ROWS["all beats gone"])
 
@@ -89,6 +90,7 @@ def test_a_queue_purged_and_a_queue_deleted_under_a_backlog(attacked, monkeypatc
     attacked(faults.joined("queue", [ROWS["queue purged"], ROWS["queue deleted"]]))
 
 
+@BY_HAND
 @pytest.mark.parametrize("store", stack.STORES)
 def test_a_store_that_nobody_reaches(attacked, store):
     variants = tuple(faults.every_link(store, mode) for mode in ("cut", "silent"))
@@ -121,6 +123,7 @@ def test_an_upgrade_that_replaces_every_process_goes_unnoticed(attacked):
     assert p99 < 3.0  # a third of that on a machine of one's own: see docs/reliability.md
 
 
+@BY_HAND
 def test_two_faults_at_once(attacked):
     attacked(faults.pairs(random.randrange(1000), count=1, own_rabbitmq=stores.has_rabbitmq()))
 
