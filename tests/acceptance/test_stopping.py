@@ -67,7 +67,7 @@ def test_what_has_not_started_is_given_back_at_once_and_what_runs_may_end(stack,
     poll(lambda: stack.depth() == 0)
     stack.nodes["worker", 3].kill(signal.SIGTERM)
     start = time.monotonic()
-    poll(lambda: stack.depth() == 3, within=4)
+    poll(lambda: stack.depth() >= 3, within=4)  # a canary may wait among them
     print(f"what waited was back after {time.monotonic() - start:.1f} s")
     assert running(stack, first)
     assert stack.nodes["worker", 3].container.wait(within=20) == 0

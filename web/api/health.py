@@ -29,8 +29,7 @@ def process() -> dict[str, str]:
 @blp.gives(200, schemas.ReadinessSchema)
 @blp.refuses(503)
 def stores(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Tells whether every store answers, or the one that is asked for; with `deep`, whether the canary of every queue
-    sings too."""
+    """Tells whether the stores answer, and with `deep` whether the canary of every queue sings too."""
     asked = [wanted["store"]] if "store" in wanted else list(STORES)
     missing = [store for store in away() if store in asked]
     if missing:
