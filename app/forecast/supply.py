@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session
 
 from app import db, nodes
 from app.forecast.model import Pool
-from app.messages import CALLS_QUEUE
 from app.models import Node
 from app.states import NodeKind
 
@@ -20,5 +19,5 @@ def pools(session: Session) -> list[Pool]:
         if nodes.is_present(node, now):
             # a worker of an earlier release does not tell how many it may have
             most = int(node.details.get("most") or node.details["processes"])
-            found[frozenset(node.details["queues"]) - {CALLS_QUEUE}] += most
+            found[frozenset(node.details["queues"])] += most
     return [Pool(queues=queues, processes=processes) for queues, processes in found.items()]
