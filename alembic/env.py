@@ -5,9 +5,8 @@ import re
 from sqlalchemy import create_engine, text
 
 from alembic import context
-from app import models, settings
+from app import db, models, settings
 
-LOCK = 7_403_196  # any number that nobody else locks: two migration jobs at once take turns
 PARTITION = re.compile(r"(runs|attempts)_(\d{4}_\d{2}|default)$")
 
 
@@ -19,10 +18,11 @@ def is_ours(name: str | None, kind: str, _parents: object) -> bool:
 def migrate() -> None:
     engine = create_engine(
         settings.load().DATABASE_URL.get_secret_value(),
-        connect_args={"connect_timeout": 10, "target_session_attrs": "read-write"},  # of several hosts, the primary
+        connect_args={"connect_timeout": 10, "target_session_attrs": db.PRIMARY},
     )
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
+        # two migration jobs at once take turns
+        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": db.Lock.MIGRATE})
         connection.commit()
         context.configure(
             connection=connection,

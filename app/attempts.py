@@ -9,14 +9,13 @@ import logging
 import math
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from app import audit, db, errors, incidents, keys, metrics, retry, summaries, traces
+from app import audit, errors, incidents, keys, moves, retry, summaries
 from app.incidents import Sign
 from app.messages import OWN, Ticket
 from app.models import Attempt, Run, Task
@@ -95,16 +94,10 @@ def end_attempt(
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
     session.execute(update(Run).where(*keys.fence(ticket)).values(values).execution_options(synchronize_session=False))
-    db.after(session, partial(_tell, ticket, values["state"], values["reason"]))
+    moves.tell_after(session, [ticket], values["state"], values["reason"])
     if values["state"] == RunState.FAILED:
         _note_failure(session, ticket, task)
     return RunState(values["state"])
-
-
-def _tell(ticket: Ticket, state: RunState, reason: Reason) -> None:
-    metrics.moved(state, reason)
-    if state != RunState.RETRYING:
-        traces.ended(ticket, state)
 
 
 def run_again(session: Session, now: datetime, run_id: UUID, *, tag: str | None = None) -> Run:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from app import actors, db, fields
@@ -26,8 +26,6 @@ Sides = tuple[JSON | None, JSON | None]
 """What stood there before, and what stands there now."""
 
 SUBJECTS: dict[type[Row], Subject] = {Task: Subject.TASK, Run: Subject.RUN, ApiKey: Subject.KEY}
-
-LOCK = 7_403_198  # any number that nobody else locks: see app/summaries.py for another
 
 PLAIN = frozenset({str, int, bool, dict, list, type(None)})
 """Kinds of value that are JSON as they are."""
@@ -128,7 +126,7 @@ def seal(session: Session, limit: int = BATCH) -> int:
     Entries come in the order of their ids, but those of a transaction that ended late may come after higher ones: the
     chain has positions of its own.
     """
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+    if not db.is_alone(session, db.Lock.SEAL_AUDIT):
         return 0
     loose = select(AuditEntry).where(AuditEntry.position.is_(None)).order_by(AuditEntry.id).limit(limit)
     entries = session.scalars(loose).all()

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import errors, fields, models, queries, schemas, tasks
+from app import db, errors, fields, models, queries, schedules, schemas, tasks
 from app.models import Task
 from app.states import TaskState
 
@@ -26,9 +26,6 @@ STEP = 5
 SCHEMA = schemas.TaskSchema()
 GIVEN = tuple(name for name, field in SCHEMA.fields.items() if not field.dump_only)
 """The fields of a task that a client gives."""
-
-OF_ITS_START = frozenset({"anchor", "starts", "at"})
-"""What a schedule counts from: where it is not given, it is when the task was registered, and that stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +108,10 @@ def bring(session: Session, now: datetime, items: Sequence[Fields], *, dry_run: 
     there = {task.name: task for task in session.scalars(query.with_for_update())}
     new = [index for index, name in enumerate(names) if name not in there]
     old = [index for index, name in enumerate(names) if name in there]
-    with session.begin_nested() as savepoint:
+    with db.undone(session) if dry_run else session.begin_nested():
         found = {names[index]: _change(session, now, index, items[index], there[names[index]]) for index in old}
         if new:  # last: from here on the key's row is locked
             _add(session, now, items, new)
-        if dry_run:
-            savepoint.rollback()
     return Imported(
         added=[names[index] for index in new],
         changed=[Changed(name=name, fields=differing) for name, differing in found.items() if differing],
@@ -135,7 +130,7 @@ def _add(session: Session, now: datetime, items: Sequence[Fields], indexes: Sequ
 
 def _change(session: Session, now: datetime, index: int, item: Fields, task: Task) -> dict[str, dict[str, Any]]:
     """Changes a task where it differs from what was given; returns what differed."""
-    kept = {name: value for name, value in task.schedule.items() if name in OF_ITS_START}
+    kept = {name: value for name, value in task.schedule.items() if name in schedules.OF_ITS_START}
     is_same_kind = item["schedule"].get("type") == task.schedule["type"]
     given = dict(item) | ({"schedule": kept | dict(item["schedule"])} if is_same_kind else {})
     try:

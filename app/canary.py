@@ -46,13 +46,15 @@ def keep(session: Session, now: datetime) -> int:
     Of two beats that are at it at once one finds the name taken, or the task deleted.
     """
     consumed = nodes.offering(session, CANARY) - settings.load().external_queues
-    there = {task.queue: task for task in session.scalars(_CANARIES)}
+    there = {row.queue: row.id for row in session.execute(select(Task.queue, Task.id).where(*_IS_CANARY))}
     missing = sorted(consumed - there.keys())
     for queue in missing:
         _register(session, now, queue)
     idle = _out_of_use(session, now, there.keys() - consumed)
-    tasks.delete_all(session, now, [there[queue] for queue in idle])
-    return len(missing) + len(idle)
+    gone = select(Task).where(Task.id.in_([there[queue] for queue in idle])).with_for_update(skip_locked=True)
+    locked = session.scalars(gone).all() if idle else ()
+    tasks.delete_all(session, now, locked)
+    return len(missing) + len(locked)
 
 
 def songs(session: Session, now: datetime) -> list[Song]:
@@ -96,4 +98,3 @@ def _out_of_use(session: Session, now: datetime, queues: Collection[str]) -> Seq
 
 
 _IS_CANARY = (models.is_system(Task), Task.target == CANARY, Task.state == TaskState.ACTIVE)
-_CANARIES = select(Task).where(*_IS_CANARY).order_by(Task.id).with_for_update(skip_locked=True)

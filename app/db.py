@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from enum import IntEnum, unique
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
@@ -52,6 +53,21 @@ CONNECTING: Mapping[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 6000,
 }
+
+
+@unique
+class Lock(IntEnum):
+    """PostgreSQL's advisory locks, each for one who does a thing at a time in the whole system. Their numbers are ours
+    alone by chance: so they stand together, that no two are the same."""
+
+    MIGRATE = 7_403_196
+    SUMMARISE = 7_403_197
+    SEAL_AUDIT = 7_403_198
+    FIND_LATE = 7_403_199
+    NOTIFY = 7_403_200
+    LEARN_DURATIONS = 7_403_201
+    KEEP = 7_403_202
+
 
 PRIMARY = "read-write"  # of several hosts, only the primary decides
 READ_ONLY: Mapping[str, Any] = {"postgresql_readonly": True}
@@ -174,6 +190,11 @@ def undone(session: Session) -> Iterator[None]:
         session.info.update(info)
 
 
+def is_alone(session: Session, lock: Lock) -> bool:
+    """Whether nobody else does what this lock is for, until this transaction ends."""
+    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
+
+
 def statement() -> AbstractContextManager[Session]:
     """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
     return session_on(engines()[1])
@@ -192,15 +213,19 @@ def session_on(bound_to: Engine, by: object = None) -> Iterator[Session]:
         with Session(bound_to, expire_on_commit=False, info={"by": by}) as session, session.begin():
             yield session
     except AWAY as exc:
-        metrics.UNAVAILABLE.inc()
-        raise errors.Unavailable(TOO_LONG if _was_given_up(exc) else None) from exc
+        raise _unavailable(TOO_LONG if _was_given_up(exc) else None) from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:
-            metrics.UNAVAILABLE.inc()
-            raise errors.Unavailable from exc
+            raise _unavailable() from exc
         raise
     for call in session.info.get("after", ()):
         call()
+
+
+def _unavailable(message: str | None = None) -> errors.Unavailable:
+    """PostgreSQL is away: counted, and to be raised."""
+    metrics.UNAVAILABLE.inc()
+    return errors.Unavailable(message)
 
 
 def _was_given_up(exc: Exception) -> bool:
@@ -256,7 +281,7 @@ def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> Non
         raise IntegrityError(into.as_string(), None, exc) from exc
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
         driver.invalidate(exc)
-        raise errors.Unavailable from exc
+        raise _unavailable() from exc
 
 
 class Direct:
@@ -287,7 +312,7 @@ def _driver() -> Iterator[psycopg.Connection[Any]]:
     try:
         pooled = engines()[0].raw_connection()
     except AWAY as exc:
-        raise errors.Unavailable from exc
+        raise _unavailable() from exc
     try:
         connection: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]
         connection.autocommit = True
@@ -295,7 +320,7 @@ def _driver() -> Iterator[psycopg.Connection[Any]]:
         connection.autocommit = False  # as the next one expects it
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
         pooled.invalidate(exc)
-        raise errors.Unavailable from exc
+        raise _unavailable() from exc
     except BaseException as exc:
         pooled.invalidate(exc)
         raise
@@ -317,7 +342,7 @@ def apart(options: str) -> Iterator[psycopg.Connection[Any]]:
         with psycopg.connect(*given, **connecting, autocommit=True) as connection:
             yield connection
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        raise errors.Unavailable from exc
+        raise _unavailable() from exc
 
 
 def ping() -> None:

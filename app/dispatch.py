@@ -30,6 +30,9 @@ from app.states import Catchup, Overlap, Reason, TaskState, Trigger, Trouble
 
 BATCH = 500
 
+OVERDUE = timedelta(seconds=3)
+"""From here on the audit path fires a task: its entry is missing, or nobody rings its bucket."""
+
 PLANNING = 1.0
 """Seconds of planning in one transaction."""
 

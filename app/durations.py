@@ -52,8 +52,6 @@ BACK = timedelta(days=40)
 ENOUGH = 3
 """Runs from which a task is judged by itself. With fewer it is taken for one like the others of its target."""
 
-LOCK = 7_403_198  # any number that nobody else locks: see app/summaries.py
-
 BEGINNING = UUID(int=0)
 
 
@@ -72,7 +70,7 @@ def learn(session: Session, now: datetime, after: UUID) -> tuple[int, UUID]:
 
     Where another beat is at it, nothing is done.
     """
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+    if not db.is_alone(session, db.Lock.LEARN_DURATIONS):
         return 0, after
     walked = db.execute(session, _WALK, {"after": after, "limit": WALKED}).all()
     theirs = settings.load().external_queues

@@ -8,10 +8,11 @@ from typing import Any
 import psutil
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from app import metrics, settings
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 PORTS = 10
 """A process takes the first free port of so many, so that several on one machine need no port each."""

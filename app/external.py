@@ -5,14 +5,13 @@ attempt's number fences out the late answer of an earlier attempt.
 """
 
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from sqlalchemy import DateTime, Text, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import attempts, db, keys, metrics, settings, traces
+from app import attempts, keys, moves, settings
 from app.messages import EXTERNAL_GRACE, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, Reason, RunState
@@ -25,8 +24,7 @@ def succeed(session: Session, ticket: Ticket, result: str | None, worker: str | 
     ended = {"state": RunState.SUCCEEDED, "reason": null(), "error": null(), "finished_at": func.statement_timestamp()}
     moved = _move(session, ticket, worker=worker, result=cast(literal(result, Text()), JSONB), **ended)
     if moved:
-        db.after(session, partial(metrics.moved, RunState.SUCCEEDED))
-        db.after(session, partial(traces.ended, ticket, RunState.SUCCEEDED))
+        moves.tell_after(session, [ticket], RunState.SUCCEEDED)
     return moved
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     CTE,
+    ColumnElement,
     DateTime,
     Integer,
     Text,
@@ -48,8 +49,6 @@ LATE = 2_000
 WORK = 0.25
 """Minutes that are looked through for late runs in one transaction, tasks of which are reported at once, and seconds of
 it: see `summaries.WORK`."""
-
-LOCK = 7_403_199  # any number that nobody else locks: see app/audit.py for another
 
 TIME = DateTime(timezone=True)
 
@@ -109,7 +108,7 @@ def find_late(session: Session, now: datetime, limit: int = MINUTES) -> tuple[in
     """Reports tasks with runs that started late, or should have started by now: in the minutes whose summaries say that
     there are some, each time that these were made anew. Returns how many tasks it found, and whether there may be more.
     One beat at a time."""
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+    if not db.is_alone(session, db.Lock.FIND_LATE):
         return 0, False
     end = time.monotonic() + WORK
     due = db.execute(session, _TROUBLED, {"limit": limit}).all()
@@ -154,30 +153,8 @@ def forget(session: Session, now: datetime, limit: int = FORGOTTEN) -> int:
 
 def _reporting(found: CTE) -> Any:
     """The statement that reports what was found, in the order of the tasks: so two that report cannot deadlock."""
-    kind, at = bindparam("a_kind", type_=Text()), func.statement_timestamp()
-    newest = aliased(Incident)
-    is_newest = (
-        select(newest.id)
-        .where(newest.task_id == found.c.task_id, newest.kind == kind)
-        .order_by(newest.opened_at.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    more = {
-        "count": Incident.count + found.c.count,
-        "last_at": at,
-        "last_slot": func.greatest(Incident.last_slot, found.c.last_slot),
-    }
-    # two of these at once: the second finds it open again, and adds to it below
-    back = (
-        update(Incident)
-        .where(Incident.task_id == found.c.task_id, Incident.kind == kind)
-        .where(Incident.closed_at > at - QUIET, Incident.id == is_newest)
-        .values(more | {"closed_at": null(), "ending": null(), "reopened": Incident.reopened + 1})
-        .values(changed_at=at, untold=Incident.told.is_distinct_from(Told.NOTHING))
-        .returning(Incident.task_id)
-        .cte("back")
-    )
+    kind = bindparam("a_kind", type_=Text())
+    back = _reopening(found, kind)
     new = {
         Incident.id: func.gen_random_uuid(),
         Incident.task_id: found.c.task_id,
@@ -187,10 +164,10 @@ def _reporting(found: CTE) -> Any:
         Incident.scheduled_for: found.c.slot,
         Incident.note: found.c.note,
         Incident.count: found.c.count,
-        Incident.opened_at: at,
-        Incident.last_at: at,
+        Incident.opened_at: _AT,
+        Incident.last_at: _AT,
         Incident.last_slot: found.c.last_slot,
-        Incident.changed_at: at,
+        Incident.changed_at: _AT,
     }
     opening = upsert(Incident).from_select(
         [column.key for column in new],
@@ -213,7 +190,37 @@ def _reporting(found: CTE) -> Any:
     )
 
 
+def _reopening(found: CTE, kind: ColumnElement[str]) -> CTE:
+    """What was over until a moment ago goes on. Two of these at once: the second finds it open again."""
+    newest = aliased(Incident)
+    is_newest = (
+        select(newest.id)
+        .where(newest.task_id == found.c.task_id, newest.kind == kind)
+        .order_by(newest.opened_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (
+        update(Incident)
+        .where(Incident.task_id == found.c.task_id, Incident.kind == kind)
+        .where(Incident.closed_at > _AT - QUIET, Incident.id == is_newest)
+        .values(
+            count=Incident.count + found.c.count,
+            last_at=_AT,
+            last_slot=func.greatest(Incident.last_slot, found.c.last_slot),
+            closed_at=null(),
+            ending=null(),
+            reopened=Incident.reopened + 1,
+            changed_at=_AT,
+            untold=Incident.told.is_distinct_from(Told.NOTHING),
+        )
+        .returning(Incident.task_id)
+        .cte("back")
+    )
+
+
 # Built once.
+_AT = func.statement_timestamp()
 _found = db.rows("found", task_id=Uuid(), run_id=Uuid(), slot=TIME, last_slot=TIME, count=Integer(), note=Text())
 _REPORT = _reporting(select(_found).cte("found"))
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from bisect import bisect_left
 from collections import Counter as Counted
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,13 @@ REQUESTS = Histogram(
 
 # Everybody.
 UNAVAILABLE = Counter("punctual_database_unavailable", "Transactions for which PostgreSQL was away.")
+
+
+@contextlib.contextmanager
+def turn(chore: str) -> Iterator[None]:
+    """A turn of a chore: how long it takes, and whether it fails."""
+    with CHORE.labels(chore).time(), CHORE_FAILURES.labels(chore).count_exceptions():
+        yield
 
 
 def moved(state: str, reason: str | None = None, count: int = 1) -> None:

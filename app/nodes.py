@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, false, func, select, true
+from sqlalchemy import ColumnElement, delete, false, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -47,28 +47,23 @@ def leave(session: Session, name: str) -> None:
 def offering(session: Session, target: str) -> set[str]:
     """The queues whose workers, each that is there right now, can run this system target. One of an earlier release
     may not, and would take its message for a stranger's."""
-    queues = func.jsonb_array_elements_text(Node.details["queues"]).table_valued("name")
     can = func.coalesce(Node.details["system"].contains([target]), false())
+    return {queue for queue, all_can in _by_queue(session, func.bool_and(can)).items() if all_can}
+
+
+def processes(session: Session) -> dict[str, int]:
+    """How many processes consume each queue right now, by what their workers said in the last seconds."""
+    return _by_queue(session, func.sum(Node.details["processes"].as_integer()))
+
+
+def _by_queue(session: Session, what: ColumnElement[Any]) -> dict[str, Any]:
+    """Something of all workers that are there right now, by the queues that they consume."""
+    queues = func.jsonb_array_elements_text(Node.details["queues"]).table_valued("name")
     rows = session.execute(
-        select(queues.c.name, func.bool_and(can).label("can"))
+        select(queues.c.name, what.label("what"))
         .select_from(Node)
         .join(queues, true())
         .where(Node.kind == NodeKind.WORKER, Node.seen_at > func.statement_timestamp() - PRESENT)
         .group_by(queues.c.name)
     )
-    return {row.name for row in rows if row.can}
-
-
-def processes(session: Session) -> dict[str, int]:
-    """How many processes consume each queue right now, by what their workers said in the last seconds."""
-    queues = func.jsonb_array_elements_text(Node.details["queues"]).table_valued("name")
-    total = func.sum(Node.details["processes"].as_integer()).label("processes")
-    present = Node.seen_at > func.statement_timestamp() - PRESENT
-    rows = session.execute(
-        select(queues.c.name, total)
-        .select_from(Node)
-        .join(queues, true())
-        .where(Node.kind == NodeKind.WORKER, present)
-        .group_by(queues.c.name)
-    )
-    return {row.name: row.processes for row in rows}
+    return {row.name: row.what for row in rows}

@@ -25,8 +25,6 @@ from app.states import Told, Trigger, Trouble
 MOST = 10_000
 """Incidents that are told of in one transaction."""
 
-LOCK = 7_403_200  # any number that nobody else locks: see app/incidents.py for another
-
 RETRY = {"max_attempts": 60, "backoff": 10, "backoff_max": 900, "jitter": True}
 """Hours: a server of mails that is away for the night is no reason to lose what was said."""
 
@@ -48,7 +46,7 @@ def tell(session: Session, now: datetime) -> list[Message]:
     """Makes the notices that are due and says what to send. One beat at a time: another one would not know yet what
     was said."""
     waiting = _look(session)
-    if not waiting or not session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+    if not waiting or not db.is_alone(session, db.Lock.NOTIFY):
         return []
     queues = {target: _queue(session, target) for target in CHANNELS}
     due = _due(session, now, waiting, {target for target, queue in queues.items() if queue})

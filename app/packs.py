@@ -11,14 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from uuid import UUID
 
 from sqlalchemy import DateTime, Text, bindparam, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app import db, errors, keys, metrics, nodes, settings, traces
+from app import db, errors, keys, moves, nodes, settings
 from app.messages import Message, Pack, Parcel, Ticket
 from app.models import Run, Target
 from app.states import CLAIMABLE, RunState
@@ -134,14 +133,8 @@ def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
         result=[each.result for each in done],
     )
     succeeded = set(db.execute(session, _SUCCEED_ALL, given).scalars())
-    db.after(session, partial(_tell, [each.ticket for each in done if each.ticket.run in succeeded]))
+    moves.tell_after(session, [each.ticket for each in done if each.ticket.run in succeeded], RunState.SUCCEEDED)
     return succeeded
-
-
-def _tell(succeeded: Sequence[Ticket]) -> None:
-    metrics.moved(RunState.SUCCEEDED, count=len(succeeded))
-    for ticket in succeeded:
-        traces.ended(ticket, RunState.SUCCEEDED)
 
 
 def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime) -> int:

@@ -43,7 +43,8 @@ TASKS, RUNS = 200, 1_000
 
 FIRST = UUID(int=0)
 
-LOCK = 7_403_199  # any number that nobody else locks: see app/audit.py for another
+
+MONTHS_AHEAD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,14 @@ class Pruned:
 
     runs: int
     after: UUID | None
+
+
+def coming_months(now: datetime) -> list[date]:
+    """The first days of the months that there is to be room for: the present one, and those ahead."""
+    months = [now.astimezone(UTC).date().replace(day=1)]
+    for _ in range(MONTHS_AHEAD):
+        months.append(_next(months[-1]))
+    return months
 
 
 def kept() -> timedelta | None:
@@ -139,7 +148,11 @@ def _old(session: Session, now: datetime, query: str) -> list[date]:
         return []
     until = (now - max(age, MONTH_KEPT)).astimezone(UTC).date()
     found = (date.fromisoformat(f"{name}-01") for name in session.scalars(text(query)))
-    return [month for month in found if (month + timedelta(days=32)).replace(day=1) <= until]
+    return [month for month in found if _next(month) <= until]
+
+
+def _next(month: date) -> date:
+    return (month + timedelta(days=32)).replace(day=1)
 
 
 def _forget(session: Session, ids: Sequence[UUID], slots: Sequence[datetime]) -> int:

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app import audit, db, errors, keys, metrics, summaries, traces
+from app import audit, db, errors, keys, metrics, moves, summaries, traces
 from app.messages import Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Action, Reason, RunState, Trigger
@@ -122,8 +122,7 @@ def succeed(ticket: Ticket, result: str | None) -> bool:
     """Records the outcome of a run that returned, as JSON. False: this attempt was superseded, it is refused."""
     succeeded = _SUCCEED(**_key(ticket), a_result=result) == 1
     if succeeded:
-        metrics.moved(RunState.SUCCEEDED)
-        traces.ended(ticket, RunState.SUCCEEDED)
+        moves.tell([ticket], RunState.SUCCEEDED)
     return succeeded
 
 

@@ -71,8 +71,6 @@ BASE = 1.1
 """Bucket n of a histogram holds what was from BASE^n up to BASE^(n + 1) ms late: a percentile is a tenth too high at
 most. Bucket 0 also holds what was less late."""
 
-LOCK = 7_403_197  # any number that nobody else locks: see alembic/env.py for the other one
-
 STATES = ("succeeded", "failed", "cancelled", "skipped", "waiting")
 """What runs are counted as by their state; `waiting`: not ended."""
 
@@ -162,7 +160,7 @@ def reopen(session: Session, slots: Collection[datetime]) -> None:
 def summarise(session: Session, now: datetime, limit: int = BATCH) -> tuple[int, bool]:
     """Makes up to `limit` open minutes anew, newest first, and the hours that they belong to. Says how many, and
     whether there may be more. Where another beat is at it, nothing is done."""
-    if not _alone(session):
+    if not db.is_alone(session, db.Lock.SUMMARISE):
         return 0, False
     end = time.monotonic() + WORK
     db.execute(session, _BEGIN, {"now": now})
@@ -186,7 +184,7 @@ def forget(session: Session, now: datetime, limit: int = FORGOTTEN) -> int:
 
     The minutes of an hour go together, and not while one is open: the hour is made of all of them.
     """
-    if not _alone(session):
+    if not db.is_alone(session, db.Lock.SUMMARISE):
         return 0
     other = aliased(Summary)
     hour = func.date_trunc("hour", Summary.start)
@@ -209,11 +207,6 @@ def forget(session: Session, now: datetime, limit: int = FORGOTTEN) -> int:
 def _span(within: timedelta) -> tuple[Span, timedelta]:
     """What so long a time is read from, and how long each of them is."""
     return (Span.MINUTE, MINUTE) if within <= MINUTES_FOR else (Span.HOUR, HOUR)
-
-
-def _alone(session: Session) -> bool:
-    """Whether nobody else makes or forgets summaries, until this transaction ends."""
-    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(LOCK))))
 
 
 def _make_hour(session: Session, now: datetime, hour: datetime) -> None:

@@ -5,7 +5,7 @@ The trace of a run has the run's own id. So beats, workers and whoever tries it 
 nothing but the id that they have anyway goes from one to the other. What makes a run by hand links its own trace to it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -52,12 +52,12 @@ def stop() -> None:
 
 
 @contextmanager
-def request(name: str, headers: Mapping[str, str]) -> Iterator[Span | None]:
+def request(name: str, headers: Iterable[tuple[str, str]]) -> Iterator[Span | None]:
     """A request that a web answers; it goes on with the trace of a client that names one."""
     if _Tracing.tracer is None:
         yield None
         return
-    given = propagate.extract(headers)
+    given = propagate.extract({key.lower(): value for key, value in headers})
     with _Tracing.tracer.start_as_current_span(name, given, kind=SpanKind.SERVER) as span:
         yield span
 

@@ -36,14 +36,10 @@ from app import (
     publishing,
     pulse,
     recoveries,
+    retention,
     summaries,
 )
 from app.messages import Message
-
-OVERDUE = timedelta(seconds=3)
-"""From here on the audit path fires a task: its entry is missing, or nobody rings its bucket."""
-
-MONTHS_AHEAD = 3
 
 GAP = 3.0
 """Seconds without word from PostgreSQL in which a worker may have missed heartbeats too."""
@@ -143,7 +139,7 @@ class Chores:
         done = Done()
         pulse.mark(chore.name)
         try:
-            with metrics.CHORE.labels(chore.name).time(), metrics.CHORE_FAILURES.labels(chore.name).count_exceptions():
+            with metrics.turn(chore.name):
                 done = chore.step()
             if chore.failing:
                 log.info("chore %s works again", chore.name)
@@ -156,7 +152,7 @@ class Chores:
         chore.next_at = time.monotonic() + (0 if done.more else chore.every)
 
     def fire_overdue(self) -> Done:
-        fired = dispatch.fire_overdue(self.publisher.publish, OVERDUE)
+        fired = dispatch.fire_overdue(self.publisher.publish, dispatch.OVERDUE)
         if fired.next_run_at:
             log.warning("the audit path fired %d tasks that no beat had rung", len(fired.next_run_at))
         return _batch(len(fired.next_run_at), dispatch.BATCH)
@@ -239,15 +235,14 @@ class Chores:
 def make_partitions() -> Done:
     """Makes room for the months ahead. A month that has rows in the default partition already stays there."""
     with db.transaction() as session:
-        first = db.now(session).date().replace(day=1)
+        months = retention.coming_months(db.now(session))
     made = 0
-    for _ in range(MONTHS_AHEAD + 1):
+    for month in months:
         for table in ("runs", "attempts"):
             try:
-                made += _make_partition(table, first)
+                made += _make_partition(table, month)
             except IntegrityError:
-                log.warning("no partition of %s for %s: its rows lie in the default one already", table, first)
-        first = (first + timedelta(days=32)).replace(day=1)
+                log.warning("no partition of %s for %s: its rows lie in the default one already", table, month)
     return Done(made)
 
 

@@ -46,7 +46,7 @@ class Keeper(threading.Thread):
         """Takes its turns until it is stopped."""
         while not self.stopping.wait(EVERY):
             try:
-                with metrics.CHORE.labels("keeper").time(), metrics.CHORE_FAILURES.labels("keeper").count_exceptions():
+                with metrics.turn("keeper"):
                     self.turn()
                 self.complained = ""
             except Stopped:
@@ -61,7 +61,7 @@ class Keeper(threading.Thread):
     def turn(self) -> bool:
         """Lets go of what is old. False: another beat is at it."""
         with db.apart(OPTIONS) as connection:
-            [alone] = connection.execute("SELECT pg_try_advisory_lock(%s)", [retention.LOCK]).fetchone() or [False]
+            [alone] = connection.execute("SELECT pg_try_advisory_lock(%s)", [db.Lock.KEEP]).fetchone() or [False]
             if alone:
                 self._months(connection)
                 if time.monotonic() >= self.prune_at:

@@ -9,18 +9,17 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from app import retention
 from deploy import backup, processes, server
 from deploy.backup import ROOT
 from deploy.processes import StartError
-
-MONTHS_AHEAD = 3
 
 SETTLE = (
     # An entry in Redis may be of a version that this database has yet to reach: each is written again. And what
@@ -126,11 +125,10 @@ def _settle(server_: psycopg.Connection[Any]) -> None:
     with server_.transaction():
         for statement in SETTLE:
             server_.execute(statement)
-    month = datetime.now(UTC).date().replace(day=1)
-    for _ in range(MONTHS_AHEAD + 1):  # before the first slots are fired: an old backup has no room for them
+    # before the first slots are fired: an old backup has no room for them
+    for month in retention.coming_months(datetime.now(UTC)):
         for table in ("runs", "attempts"):
             server_.execute("SELECT make_partition(%s, %s)", [table, month])
-        month = (month + timedelta(days=32)).replace(day=1)
 
 
 def _environment(url: str) -> dict[str, str]:

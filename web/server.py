@@ -6,10 +6,13 @@ from typing import Any
 from gunicorn import glogging  # type: ignore[import-untyped]
 from gunicorn.http import wsgi  # type: ignore[import-untyped]
 
-from app import logs, metrics, settings
+from app import (
+    logs,
+    metrics,  # noqa: F401 - here, in the parent, so that its workers count in one folder
+    settings,
+)
 from web import auth
 
-assert metrics.owner()  # imported here, in the parent: its workers count in one folder
 auth.require_secrets()  # here, as gunicorn would start a worker that ends at once again and again
 
 _config = settings.load()

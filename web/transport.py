@@ -71,9 +71,8 @@ def name_request() -> None:
     structlog.contextvars.clear_contextvars()  # a thread serves one request after the other
     structlog.contextvars.bind_contextvars(request=flask.g.request_id)
     flask.g.traced = contextlib.ExitStack()
-    headers = {key.lower(): value for key, value in flask.request.headers.items()}
     name = f"{flask.request.method} {flask.request.url_rule or 'unknown'}"
-    flask.g.span = flask.g.traced.enter_context(traces.request(name, headers))
+    flask.g.span = flask.g.traced.enter_context(traces.request(name, flask.request.headers.items()))
 
 
 def forget_request(_exc: BaseException | None) -> None:

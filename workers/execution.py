@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
@@ -206,7 +206,7 @@ def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], 
     if not _claim(ticket, worker):
         raise Ignore
     if ticket.is_promised:
-        metrics.observe(metrics.LATENESS.labels(queue), [late(ticket)])
+        metrics.observe(metrics.LATENESS.labels(queue), [late(ticket, clock.now())])
     failpoints.reached("claimed")
     began = time.monotonic()
     result, outcome = attempt(target, ticket, call)
@@ -223,9 +223,9 @@ def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], 
     return result
 
 
-def late(ticket: Ticket) -> float:
-    """Seconds since the slot, by this machine's clock: what a run's record says is by PostgreSQL's."""
-    return max(0.0, (clock.now() - ticket.slot).total_seconds())
+def late(ticket: Ticket, started_at: datetime) -> float:
+    """Seconds from the slot to the start; a machine's clock may be behind PostgreSQL's, by which the slot came."""
+    return max(0.0, (started_at - ticket.slot).total_seconds())
 
 
 def attempt(target: str, ticket: Ticket, call: Callable[[], Any], timeout: float = 0) -> tuple[Any, Outcome]:

@@ -7,6 +7,10 @@ from workers.execution import RecordedTask
 from workers.verdicts import GiveUp
 
 
+class NotTaken(RuntimeError):
+    """Whoever is told is away, or did not take it: it is tried again."""
+
+
 class Notice(RecordedTask):
     """A target that only runs of Punctual's own call: a message that stands for no run would have it send anything to
     anybody."""

@@ -94,7 +94,7 @@ class Working:
         took = [(line.finished_at - line.started_at).total_seconds() for line in lines]
         metrics.observe(metrics.DURATION.labels(self.pack.target), took)
         started = [(line.started_at, self.pack.messages[line.position].ticket) for line in lines]
-        late = [max(0.0, (at - ticket.slot).total_seconds()) for at, ticket in started if ticket.is_promised]
+        late = [execution.late(ticket, at) for at, ticket in started if ticket.is_promised]
         metrics.observe(metrics.LATENESS.labels(self.pack.queue), late)
 
     def give_back(self, positions: Sequence[int]) -> None:

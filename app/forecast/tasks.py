@@ -43,10 +43,6 @@ SIZES = 6
 """Sizes from 1 on: below a second, below 8 s, below a minute, below 9 minutes, and more."""
 
 
-OF_ITS_START = ["anchor", "starts", "at"]
-"""What a schedule counts from: its next slot tells that too."""
-
-
 SOMETIME = datetime(2026, 1, 1, tzinfo=UTC)
 """A beginning for a schedule that is only told in words."""
 
@@ -203,7 +199,7 @@ def _bounds(start: datetime, end: datetime) -> list[Any]:
 
 def _alike() -> ColumnElement[str]:
     """A schedule's JSON without what it counts from."""
-    return cast(Task.schedule.op("-", return_type=JSONB)(cast(OF_ITS_START, ARRAY(Text))), Text)
+    return cast(Task.schedule.op("-", return_type=JSONB)(cast(list(schedules.OF_ITS_START), ARRAY(Text))), Text)
 
 
 def _seconds(instant: Any, start: datetime) -> Any:

@@ -4,7 +4,7 @@ Only this package knows time zones. Everything that goes in or comes out is awar
 """
 
 from app.schedules.cautions import warnings
-from app.schedules.kinds import Cron, Interval, Now, Once, Rrule, Schedule
+from app.schedules.kinds import OF_ITS_START, Cron, Interval, Now, Once, Rrule, Schedule
 from app.schedules.nearby import offsets
 from app.schedules.reading import dump, parse
 from app.schedules.timetable import NOBODY, Timetable
@@ -12,6 +12,7 @@ from app.schedules.words import describe
 
 __all__ = [
     "NOBODY",
+    "OF_ITS_START",
     "Cron",
     "Interval",
     "Now",

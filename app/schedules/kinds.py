@@ -39,4 +39,7 @@ class Rrule:
     timezone: str = "UTC"
 
 
+OF_ITS_START = ("anchor", "starts", "at")
+"""The fields that a schedule counts from. Where they are not given it is when the task was registered, which stays."""
+
 Schedule = Now | Once | Cron | Interval | Rrule

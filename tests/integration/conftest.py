@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from sqlalchemy import make_url
 from werkzeug.serving import make_server
 
+from app import db, settings, tasks
 from cli.__main__ import main as command_line
 
 KEY = "punctual-test-key"
@@ -21,6 +22,31 @@ def app(migrated):
     from web import main  # noqa: PLC0415 - only after the environment stands
 
     return main.create_app()
+
+
+@pytest.fixture
+def configure(monkeypatch):
+    """Sets settings for the test."""
+
+    def call(**given):
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        settings.load.cache_clear()
+
+    yield call
+    monkeypatch.undo()
+    settings.load.cache_clear()
+
+
+@pytest.fixture
+def create(fields):
+    """Registers a task past the API; returns its row."""
+
+    def call(**changed):
+        with db.transaction() as session:
+            return tasks.create(session, db.now(session), fields(**changed))
+
+    return call
 
 
 @pytest.fixture

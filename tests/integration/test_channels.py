@@ -10,7 +10,7 @@ import receivers
 from sqlalchemy import update
 from standardwebhooks import Webhook
 
-from app import db, notices, settings, tasks
+from app import db, notices, tasks
 from app.models import Task
 from workers.targets import mail, webhook
 from workers.targets.mail import email
@@ -45,18 +45,6 @@ NOTICE = {
     ],
 }
 TO = "ops@example.com"
-
-
-@pytest.fixture
-def configure(monkeypatch):
-    def call(**given):
-        for name, value in given.items():
-            monkeypatch.setenv(name, value)
-        settings.load.cache_clear()
-
-    yield call
-    monkeypatch.undo()
-    settings.load.cache_clear()
 
 
 @pytest.fixture

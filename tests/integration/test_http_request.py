@@ -17,7 +17,6 @@ import httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app import settings
 from workers.targets import gate, http
 from workers.targets.gate import AddressRefused, UrlRefused
 from workers.targets.http import UnexpectedStatus
@@ -92,20 +91,6 @@ def server():
 @pytest.fixture
 def url(server):
     return f"http://127.0.0.1:{server.server_address[1]}"
-
-
-@pytest.fixture
-def configure(monkeypatch):
-    """Sets settings for the test."""
-
-    def call(**given):
-        for name, value in given.items():
-            monkeypatch.setenv(name, value)
-        settings.load.cache_clear()
-
-    yield call
-    monkeypatch.undo()
-    settings.load.cache_clear()
 
 
 @pytest.fixture

@@ -25,15 +25,6 @@ LATE = timedelta(seconds=30)
 
 
 @pytest.fixture
-def create(fields):
-    def call(**changed):
-        with db.transaction() as session:
-            return tasks.create(session, db.now(session), fields(**changed))
-
-    return call
-
-
-@pytest.fixture
 def task(create):
     return create()
 

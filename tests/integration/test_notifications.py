@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select, update
 
-from app import attempts, db, incidents, nodes, notifications, settings, tasks
+from app import attempts, db, incidents, nodes, notifications, settings
 from app.incidents import Sign
 from app.messages import EMAIL, WEBHOOK, Ticket
 from app.models import Incident, Run, Task
@@ -44,15 +44,6 @@ def offer(*targets):
     details = {"queues": ["default"], "processes": 2, "running": 0, "versions": {}, "system": list(targets)}
     with db.statement() as session:
         nodes.announce(session, NodeKind.WORKER, "celery@a", timedelta(seconds=1), details)
-
-
-@pytest.fixture
-def create(fields):
-    def call(**changed):
-        with db.transaction() as session:
-            return tasks.create(session, db.now(session), fields(**changed))
-
-    return call
 
 
 def report(*those, kind=Trouble.FAILED):

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from app import archive, db, retention, settings
+from app import archive, db, settings
 from beat import keeper
 
 TODAY = datetime.now(UTC).date()
@@ -216,7 +216,7 @@ def test_who_uses_the_table_is_not_ended_and_keeps_nobody_waiting(old, register,
 def test_one_beat_at_a_time(old, register, database, eventually):
     record(register()["id"], in_old(2))
     with closing(connect(database)) as other:
-        other.execute("SELECT pg_advisory_lock(%s)", [retention.LOCK])
+        other.execute("SELECT pg_advisory_lock(%s)", [db.Lock.KEEP])
         assert keeper.Keeper().turn() is False
         assert count("runs") == 2
     eventually(keeper.Keeper().turn)  # the other's end may take a moment

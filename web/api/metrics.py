@@ -8,7 +8,7 @@ from prometheus_client import Metric
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app import broker, canary, db, errors, exporter, forecast, incidents, nodes, queries, settings, summaries
+from app import broker, canary, db, dispatch, errors, exporter, forecast, incidents, nodes, queries, settings, summaries
 from app.exporter import gauge
 from app.models import Run, Task
 from app.states import OPEN, TaskState
@@ -21,9 +21,6 @@ FRESH = 5.0
 
 AHEAD_FRESH = 30.0
 """The same for the forecast, which takes longer to make and changes less."""
-
-OVERDUE = timedelta(seconds=3)
-"""From here on the audit path fires a task: see `beat.chores`."""
 
 WINDOWS = {
     "5m": timedelta(minutes=5),
@@ -87,7 +84,7 @@ def _nodes(cluster: queries.Cluster) -> Iterable[Metric]:
 
 def _due(session: Session, cluster: queries.Cluster) -> Iterable[Metric]:
     due = func.count().filter(Task.next_run_at <= cluster.now)
-    overdue = func.count().filter(Task.next_run_at <= cluster.now - OVERDUE)
+    overdue = func.count().filter(Task.next_run_at <= cluster.now - dispatch.OVERDUE)
     tasks = session.execute(
         select(due.label("due"), overdue.label("overdue")).where(
             Task.state == TaskState.ACTIVE, Task.next_run_at <= cluster.now

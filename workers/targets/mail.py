@@ -14,6 +14,7 @@ from app import messages, settings
 from app.broker import celery_app
 from app.settings import MailServer
 from workers import letters, notified
+from workers.notified import NotTaken
 from workers.verdicts import GiveUp
 
 TIMEOUT = 15.0
@@ -21,10 +22,6 @@ TIMEOUT = 15.0
 
 FOR_GOOD = 500
 """From here on a server's answer says that another try would be answered the same."""
-
-
-class NotTaken(RuntimeError):
-    """The server is away, or did not take the mail: it is tried again."""
 
 
 @celery_app.task(name=messages.EMAIL, base=notified.Notice, bind=True, packable=False)  # type: ignore[untyped-decorator]

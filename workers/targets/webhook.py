@@ -10,15 +10,12 @@ import httpx
 from app import db, messages, notices, notifications, settings
 from app.broker import celery_app
 from workers import letters, notified
+from workers.notified import NotTaken
 from workers.targets import gate, http
 from workers.verdicts import GiveUp
 
 TIMEOUT = 20.0
 """Seconds for all of it."""
-
-
-class NotTaken(RuntimeError):
-    """The receiver did not answer, or not with a 2xx: it is tried again."""
 
 
 @celery_app.task(name=messages.WEBHOOK, base=notified.Notice, bind=True, packable=False)  # type: ignore[untyped-decorator]
