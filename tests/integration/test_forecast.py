@@ -8,7 +8,8 @@ import pytest
 from firing import fire
 from sqlalchemy import func, insert, select, text
 
-from app import bell, db, durations, forecast
+from app import bell, canary, db, durations, forecast
+from app.messages import CANARY
 from app.models import AuditEntry, Duration, Node, Run, Task
 from app.states import RunState, Trigger
 from beat import chores
@@ -419,3 +420,13 @@ def test_the_forecast_over_100_000_tasks_answers_in_under_two_seconds(client):
     assert found["runs"] > 1_000_000
     # PostgreSQL's part is half a second. Of a machine that others keep busy only the time that was really had can tell.
     assert min(took) < 2 or min(spent) < 1.5
+
+
+def test_a_new_installation_whose_canaries_alone_sing_is_late_in_nothing(client, database):
+    a_worker(2, "default", "punctual", system=[CANARY])
+    with db.transaction() as session:
+        canary.keep(session, db.now(session))
+    found = ahead(client)
+    assert found["late"] == []
+    assert {queue["name"]: queue["processes"] for queue in found["queues"]} == {"default": 2, "punctual": 2}
+    assert min(queue["runs"] for queue in found["queues"]) > 5_000

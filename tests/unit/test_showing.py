@@ -10,6 +10,14 @@ from web.ui import charts, reading, showing
 
 
 @pytest.mark.parametrize(
+    ("number", "noun", "shown"),
+    [(1, "run", "1 run"), (12_000, "run", "12,000 runs"), (1, "process", "1 process"), (2, "process", "2 processes")],
+)
+def test_what_is_counted_stands_in_its_number(number, noun, shown):
+    assert showing.count(number, noun) == shown
+
+
+@pytest.mark.parametrize(
     ("value", "shown"),
     [
         (None, "\N{EN DASH}"),

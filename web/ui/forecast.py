@@ -113,7 +113,7 @@ def _told(found: Outlook, trouble: Trouble, examples: Any) -> dict[str, Any]:
 def _mends(mend: Mend, have: float) -> list[str]:
     said = []
     if mend.processes is not None:
-        said.append(f"{mend.processes:,} processes in place of {have:,g}" if have else f"{mend.processes:,} processes")
+        said.append(showing.count(mend.processes, "process") + (f" in place of {have:,g}" if have else ""))
     if mend.jitter is not None:
         said.append(f"a jitter of {mend.jitter} s for the first of these schedules")
     if mend.minutes is not None:

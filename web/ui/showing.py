@@ -109,10 +109,11 @@ def words(task: Any) -> str:
 
 
 def count(number: int | None, noun: str = "") -> str:
-    """`1 run`, `12,000 runs`."""
+    """`1 run`, `12,000 runs`, `2 processes`."""
     if number is None:
         return NOTHING
-    return f"{number:,}" if not noun else f"{number:,} {noun}{'' if number == 1 else 's'}"
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}" if noun else f"{number:,}"
 
 
 def percent(share: float | None) -> str:
