@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -91,7 +91,7 @@ def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
             parcels.append(message)
     for (target, queue, _), group in alike.items():
         size = _size(len(group), pace.durations[target], pace.processes.get(queue) or 1)
-        parcels += _parts(group, size) if size > 1 else group
+        parcels += parts(group, size) if size > 1 else group
     return parcels
 
 
@@ -147,14 +147,18 @@ def give_back(session: Session, tickets: Sequence[Ticket], claimed_at: datetime)
     return db.execute(session, _GIVE_BACK, keys.given(tickets) | {"claimed_at": claimed_at}).rowcount
 
 
+def most(duration: float) -> int:
+    """How many runs that take so long a pack may hold."""
+    return int(WORK / max(duration, WORK / MAX_RUNS))
+
+
 def _size(count: int, duration: float, processes: int) -> int:
-    """How many runs a pack may hold."""
-    each = max(duration, WORK / MAX_RUNS)
+    """How many runs of as many that are due a pack is to hold."""
     spread = 1 if count < FEW else math.ceil(count / (processes * PER_PROCESS))
-    return min(max(spread, int(MESSAGE / each)), int(WORK / each))
+    return min(max(spread, int(MESSAGE / max(duration, WORK / MAX_RUNS))), most(duration))
 
 
-def _parts(group: Sequence[Message], size: int) -> Iterable[Parcel]:
+def parts(group: Sequence[Message], size: int) -> Iterator[Parcel]:
     """Packs of `size` runs, or fewer where their arguments are large."""
     part: list[Message] = []
     weight = 0

@@ -129,7 +129,7 @@ class Publisher:
     def _send(self, parcel: Parcel) -> bool:
         """Whether it went out. One that cannot be put into words is left behind, its neighbours go."""
         try:
-            body, headers = self._pack(parcel) if isinstance(parcel, Pack) else self._envelope(parcel)
+            body, headers = worded(parcel, self.origin) if isinstance(parcel, Pack) else self._envelope(parcel)
             for message in parcel.messages:
                 traces.sent(message.ticket, parcel.queue, headers)
             content_type, encoding, payload = dumps(body, serializer="json")
@@ -165,23 +165,6 @@ class Publisher:
             **_answering(message) if _is_external(message) else {"ignore_result": True},
         )
         return made.body, made.headers | {messages.HEADER: message.ticket.encode()}
-
-    def _pack(self, pack: Pack) -> tuple[Any, dict[str, Any]]:
-        """The body and headers of a Celery message that carries many runs. Each of them has a soft limit of its own,
-        which its worker sets; the last one to begin bounds the whole."""
-        longest = messages.BEGIN_WITHIN + pack.timeout + messages.HARD_LIMIT_GRACE
-        shown = f"{len(pack.messages)} runs of {pack.target}"
-        made = self.app.amqp.as_task_v2(
-            str(pack.id),
-            messages.PACK,
-            [pack.encode()],
-            time_limit=longest.total_seconds(),
-            ignore_result=True,
-            origin=self.origin,
-            argsrepr=shown,
-            kwargsrepr="{}",
-        )
-        return made.body, made.headers
 
     def _priority(self, parcel: Parcel) -> int:
         """A task's priority, 0 to 9 with 5 as usual, in the transport's own terms.
@@ -233,6 +216,23 @@ class Publisher:
                 self.silent_until[name] = time.monotonic() + SAY_AGAIN
         else:
             log.warning("queue %s is gone, it is declared again with the next batch", name)
+
+
+def worded(pack: Pack, origin: str) -> tuple[Any, dict[str, Any]]:
+    """The body and headers of a Celery message that carries many runs. Each of them has a soft limit of its own,
+    which its worker sets; the last one to begin bounds the whole."""
+    longest = messages.BEGIN_WITHIN + pack.timeout + messages.HARD_LIMIT_GRACE
+    made = broker.celery_app.amqp.as_task_v2(
+        str(pack.id),
+        messages.PACK,
+        [pack.encode()],
+        time_limit=longest.total_seconds(),
+        ignore_result=True,
+        origin=origin,
+        argsrepr=f"{len(pack.messages)} runs of {pack.target}",
+        kwargsrepr="{}",
+    )
+    return made.body, made.headers
 
 
 def _taken(parcels: Iterable[Parcel]) -> list[Parcel]:

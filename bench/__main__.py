@@ -20,6 +20,7 @@ BENCHMARKS = {
     "burst-100k": "bench.bursts:burst_100k",
     "burst-unpacked": "bench.bursts:burst_unpacked",
     "backlog": "bench.bursts:backlog",
+    "backlog-unpacked": "bench.bursts:backlog_unpacked",
     "backlog-packed": "bench.bursts:backlog_packed",
     "stock-backlog": "bench.against:backlog",
     "size-1k": "bench.sizes:size_1k",
@@ -34,7 +35,7 @@ BENCHMARKS = {
 
 GROUPS = {
     "stock": ("burst", "stock-burst", "steady", "stock-steady"),
-    "backlogs": ("backlog", "backlog-packed", "stock-backlog"),
+    "backlogs": ("backlog", "backlog-unpacked", "backlog-packed", "stock-backlog"),
     "size": ("size-1k", "size-100k", "size-1m"),
 }
 

@@ -19,6 +19,7 @@ from app import broker, messages
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, Ticket
 from app.states import Reason
 from workers import execution, heartbeat, pool, stopping
+from workers.gathering import Gatherer
 
 CALLS_EVERY = 5
 """Seconds between two looks for a queue `punctual` that could not be consumed."""
@@ -50,6 +51,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
     """Whether this worker was started to answer calls: `-Q` may leave their queue out."""
 
     received = 0
+
+    gatherer: Gatherer | None = None
 
     events_at = 0.0
     """When the events that are kept are sent, on the monotonic clock."""
@@ -113,6 +116,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
     def on_close(self) -> None:
         """Celery's hook where the connection is lost or the worker stops: it forgets what no process has begun."""
+        if self.gatherer is not None:
+            self.gatherer.forget()
         pool.settle(self.pool._pool)  # noqa: SLF001 - Celery's own wraps billiard's
         super().on_close()
 
@@ -122,14 +127,18 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
             return
         if self.task_consumer is not None:
             ignore_errors(self, self.task_consumer.cancel)
+        if self.gatherer is not None:
+            self.gatherer.stop()
         for request in stopping.begin(self.pool._pool):  # noqa: SLF001
             request.reject(requeue=True)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(**kwargs)
+        gatherer = self.gatherer = Gatherer(self, handle)
 
         def receive(message: Any) -> None:
             self.received += 1
+            gatherer.notice(message)
             if self.received % FORGET_EVERY == 0:
                 pool.forget_timers(self.timer)
             try:

@@ -66,6 +66,10 @@ class _Seen:
 
 
 _seen = _Seen()
+
+lately: dict[str, float] = {}
+"""Seconds that runs of each target take by what this worker told: for its loop, which must not ask PostgreSQL."""
+
 _read = [0] * PAGES
 """How often each page had been written when the worker last read it."""
 
@@ -103,6 +107,9 @@ def collect() -> dict[str, float]:
 
 def tell(seen: dict[str, float]) -> None:
     """Tells everybody: at once where a target became slower, bit by bit where it became quicker."""
+    for target, seconds in seen.items():
+        before = lately.get(target, seconds)
+        lately[target] = max(seconds, before + (seconds - before) * FORGET)
     if not seen:
         return
     names = sorted(seen)  # in one order in every worker, as in `heartbeat.offer`

@@ -22,6 +22,11 @@ def member(self, how=None):
     if how == "slow":
         time.sleep(0.05)
     return not self.request.delivery_info
+
+@shared_task(name="sleeper")
+def sleeper(how=None):
+    """Takes too long to be waited behind."""
+    time.sleep(0.1)
 '''
 
 
@@ -47,12 +52,12 @@ def say_quick(stack):
         connection.execute("UPDATE targets SET duration = '1 ms' WHERE name = 'member'")
 
 
-def register(stack, told, **fields):
+def register(stack, told, target="member", **fields):
     """One task per entry, all due at once; returns their ids in that order."""
     say_quick(stack)
     slot = at(4)  # beats read the durations anew each 2 s
     items = [
-        {"target": "member", "kwargs": {"how": how}, "schedule": {"type": "once", "at": slot}} | fields for how in told
+        {"target": target, "kwargs": {"how": how}, "schedule": {"type": "once", "at": slot}} | fields for how in told
     ]
     answer = stack.api.post("/tasks/bulk", json={"items": items}, timeout=30)
     assert answer.status_code == 201, answer.text
@@ -113,3 +118,37 @@ def test_a_worker_that_dies_in_a_pack_loses_no_run(packing):
     runs = poll(lambda: all_ended(stack, ids, since), within=60, every=0.5)
     assert {run["state"] for run in runs} == {"succeeded"}
     assert max(run["attempt"] for run in runs) <= 2
+
+
+@pytest.fixture
+def one_by_one(packing):
+    """The same, where beats send each run in a message of its own and no worker takes any yet."""
+    stack, given = packing
+    if not stack.env["BROKER_URL"].startswith("amqp"):
+        pytest.skip("only AMQP has a prefetch to be set")
+    stack.stop("worker")
+    for number in (1, 2):
+        stack.stop("beat", number)
+        stack.start("beat", number, PUNCTUAL_PACKS="off")
+    yield stack, given
+    for number in (1, 2):
+        stack.stop("beat", number)
+        stack.start("beat", number)
+
+
+def test_quick_runs_that_waited_one_by_one_are_fetched_and_packed_by_the_worker(one_by_one):
+    """Among them one that kills its process, and slow ones: neither harms the others, and no message is parked."""
+    stack, given = one_by_one
+    since = at(0)
+    quick = register(stack, told("kill", count=1_000, place=900))
+    slow = register(stack, [None] * 10, target="sleeper")
+    quick += register(stack, told(None, count=500))
+    poll(lambda: stack.depth() == len(quick) + len(slow), within=60, every=0.2)
+    stack.start("worker", **given)
+    runs = poll(lambda: all_ended(stack, quick + slow, since), within=60, every=0.5)
+    killed = runs.pop(900)
+    assert (killed["state"], killed["reason"], killed["attempt"]) == ("failed", "lost", 1)
+    assert {(run["state"], run["attempt"]) for run in runs} == {("succeeded", 1)}
+    packed = sum(run["result"] is True for run in runs)
+    assert packed > len(quick) / 3, f"only {packed} were packed"
+    assert stack.depth("punctual.dead") == 0
