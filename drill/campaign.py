@@ -61,14 +61,18 @@ class Plan:
     def hold(self, variant: Variant) -> float:
         return variant.hold if self.full else variant.short
 
-    def pause(self, fault: Fault) -> float:
-        return fault.between if self.full else self.between
+    def pause(self, fault: Fault, drawn: random.Random, passed: float) -> float:
+        """Seconds from a heal to the next hit; `passed` since the last one."""
+        usual = (fault.between if self.full else self.between) * drawn.uniform(0.8, 1.2)
+        return max(usual, fault.every - passed)
 
     def seconds(self, fault: Fault) -> float:
         """About how long a fault takes."""
         hits = fault.variants * fault.hits if self.full else fault.variants[: self.most]
         around = 6.0  # to arm it, or to start again what was ended
-        return self.lead + self.quiet + 12 + sum(self.hold(each) + self.pause(fault) + around for each in hits)
+        between = fault.between if self.full else self.between
+        each_takes = (max(fault.every, self.hold(each) + between + around) for each in hits)
+        return self.lead + self.quiet + 12 + sum(each_takes)
 
 
 FULL = Plan(full=True, quiet=60.0)
@@ -161,7 +165,7 @@ def _commit(site: Site, fault: Fault, plan: Plan, tell: Tell, result: Result) ->
             time.sleep(plan.hold(variant))
         result.committed.append(checker.Fault(name=variant.name, begin=begin, healed=_now()))
         if number < len(variants):
-            time.sleep(plan.pause(fault) * site.random.uniform(0.8, 1.2))
+            time.sleep(plan.pause(fault, site.random, (_now() - begin).total_seconds()))
 
 
 def _await_burst(site: Site) -> None:

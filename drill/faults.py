@@ -77,6 +77,8 @@ class Fault:
     """Whether every second hit falls into a burst."""
     between: float = 10.0
     """Seconds from a heal to the next hit."""
+    every: float = 0.0
+    """Seconds from one hit to the next, unless that heals too late for it."""
     replicated: bool = False
     """Whether it needs stores that fail over."""
     needs_rabbitmq: bool = False
@@ -329,7 +331,7 @@ def soak(minutes: int, seed: int, *, own_rabbitmq: bool = True) -> Fault:
         variants=tuple(drawn.choice(drawn.choice(usable).variants) for _ in range(minutes)),
         bound=Bound(flat=True),
         hits=1,
-        between=MINUTE - AWAY,
+        every=MINUTE,
     )
 
 
