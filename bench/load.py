@@ -20,6 +20,9 @@ from bench.stage import Missing
 TARGET = "debug.echo"
 WARM_UP = 60
 STAMPS = ("fired_at", "published_at", "started_at", "finished_at")
+OURS = f"scheduled_for >= :since AND target = '{TARGET}'"
+"""Not the canaries' runs, of which one may be under way."""
+
 COPIED = ("id", "bucket", "name", "schedule", "next_run_at", "mirrored_version")
 """What a copy of a registered task has of its own."""
 
@@ -84,7 +87,7 @@ def wait_until_mirrored(before: datetime) -> None:
 
 def wait_for(state: str, count: int, *, since: datetime, within: float) -> None:
     """Waits until `count` runs of slots from `since` on are in this state. Raises Missing that tells their states."""
-    query = text("SELECT state, count(*) FROM runs WHERE scheduled_for >= :since GROUP BY state")
+    query = text(f"SELECT state, count(*) FROM runs WHERE {OURS} GROUP BY state")
 
     def states() -> dict[str, int]:
         with db.statement() as session:
@@ -100,7 +103,7 @@ def wait_for(state: str, count: int, *, since: datetime, within: float) -> None:
 def stamps(since: datetime) -> list[Mapping[str, Any]]:
     """Per run of a slot from `since` on, the seconds from its slot to each stamp. Raises Missing where one is early."""
     columns = ", ".join(f"extract(epoch FROM {stamp} - scheduled_for)::float AS {stamp}" for stamp in STAMPS)
-    query = text(f"SELECT {columns} FROM runs WHERE scheduled_for >= :since")
+    query = text(f"SELECT {columns} FROM runs WHERE {OURS}")
     with db.transaction() as session:
         found: list[Mapping[str, Any]] = [dict(row) for row in session.execute(query, {"since": since}).mappings()]
     if min(run["started_at"] for run in found) < 0:

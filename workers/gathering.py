@@ -11,10 +11,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import kombu
-from celery.worker import state
 from kombu.common import ignore_errors
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import dumps
@@ -24,7 +24,10 @@ from app.messages import CALLS_QUEUE, Message, Pack, Ticket
 from workers import durations
 
 STREAK = 32
-"""So many quick runs in a row that came while no process was to spare are taken for a backlog."""
+"""After so many quick runs in a row the broker is asked how many wait."""
+
+ASK_EVERY = 1.0
+"""Seconds between two such questions."""
 
 AHEAD = 64
 """Messages that are fetched ahead for each process."""
@@ -39,7 +42,7 @@ QUIET = 1.0
 """Seconds without a message after which nothing is fetched ahead any more."""
 
 PAUSE = 5.0
-"""Seconds for which nothing is fetched ahead after a slow run was found there."""
+"""Seconds for which nothing is fetched ahead after something else than a quick run was found there."""
 
 RETURNS = 3
 """How often a message may have come back before it is kept: RabbitMQ parks one that comes back too often."""
@@ -69,23 +72,25 @@ class Gatherer:
         return max(1, int(self.consumer.pool.num_processes))
 
     def notice(self, delivery: Any) -> None:
-        """A message came the usual way. Where it is one of a backlog of quick ones, more are fetched."""
+        """A message came the usual way. Where it is one of many quick ones, the broker is asked for more."""
         if self.fetching is not None:
             return
-        is_busy = len(state.reserved_requests) >= self.processes - 1
-        self.streak = self.streak + 1 if is_busy and is_quick(delivery) else 0
+        self.streak = self.streak + 1 if is_quick(delivery) else 0
         if self.streak >= STREAK and time.monotonic() > self.paused_until:
             self.streak = 0
-            self.consumer.hub.call_soon(self.begin)
+            self.paused_until = time.monotonic() + ASK_EVERY
+            self.consumer.hub.call_soon(partial(self.begin, delivery.delivery_info["routing_key"]))
 
-    def begin(self) -> None:
-        """Fetches ahead from now on."""
+    def begin(self, queue: str) -> None:
+        """Fetches ahead from now on, where more waits in that queue than the processes would soon be done with."""
         connection = self.consumer.connection
         if self.fetching is not None or not connection or connection.transport.driver_type != "amqp":
             return
         queues = [each for name, each in self.consumer.app.amqp.queues.consume_from.items() if name != CALLS_QUEUE]
         try:
             self.channel = self.channel or connection.channel()
+            if self.channel.queue_declare(queue, passive=True).message_count < AHEAD:
+                return
             self.channel.basic_qos(0, AHEAD * self.processes, a_global=False)
             self.fetching = kombu.Consumer(
                 self.channel,

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import pytest
-from celery.worker import state
 
 from app import messages, packs
 from app.broker import celery_app
@@ -71,9 +70,8 @@ class World:
 @pytest.fixture
 def world(monkeypatch):
     monkeypatch.setattr(durations, "lately", {QUICK: 0.0005, "other.quick": 0.001, SLOW: 0.02})
-    monkeypatch.setattr(state, "reserved_requests", range(PROCESSES - 1))
     made = World()
-    monkeypatch.setattr(made.gatherer, "begin", lambda: made.fetches.append("begun"))
+    monkeypatch.setattr(made.gatherer, "begin", lambda queue: made.fetches.append(f"{queue} asked"))
     return made
 
 
@@ -95,11 +93,11 @@ def backlog(count=gathering.STREAK, **given):
     return [Delivery(**given) for _ in range(count)]
 
 
-def test_quick_runs_that_come_while_all_processes_are_at_work_begin_it(world):
+def test_after_many_quick_runs_in_a_row_the_broker_is_asked_for_more(world):
     notice(world, *backlog(gathering.STREAK - 1))
     assert world.fetches == []
-    notice(world, Delivery())
-    assert world.fetches == ["begun"]
+    notice(world, Delivery(), *backlog(100))
+    assert world.fetches == ["default asked"], "and not again at once"
 
 
 @pytest.mark.parametrize(
@@ -114,12 +112,6 @@ def test_quick_runs_that_come_while_all_processes_are_at_work_begin_it(world):
 )
 def test_anything_else_in_between_does_not(world, other):
     notice(world, *backlog(gathering.STREAK - 1), Delivery(**other), *backlog(gathering.STREAK - 1))
-    assert world.fetches == []
-
-
-def test_nor_do_quick_runs_where_a_process_is_to_spare(world, monkeypatch):
-    monkeypatch.setattr(state, "reserved_requests", ())
-    notice(world, *backlog(200))
     assert world.fetches == []
 
 
