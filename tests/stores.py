@@ -21,6 +21,10 @@ def url_of(database: str) -> str:
     return make_url(GIVEN["DATABASE_URL"]).set(database=database).render_as_string(hide_password=False)
 
 
+BROKER = "rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis"
+ON_ONE_BROKER = pytest.mark.parametrize("stack", [BROKER], indirect=True)
+"""For what no broker changes: it runs on the one that is given, and not on both."""
+
 BY_HAND = pytest.mark.skipif("DRILL" not in os.environ, reason="takes minutes of two cores: set DRILL=1")
 """What CI has no time for. Each is run before what it is about is changed, and before a release."""
 

@@ -4,13 +4,11 @@ import re
 
 import httpx
 import pytest
-from stores import GIVEN, poll
+from stores import ON_ONE_BROKER, poll
 
 from deploy.processes import free_port
 
-pytestmark = pytest.mark.parametrize(
-    "stack", ["rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis"], indirect=True
-)
+pytestmark = ON_ONE_BROKER
 LOGIN = ("watcher", "a password for tests")
 SECRET = "s3cr3t-that-nobody-may-read"
 

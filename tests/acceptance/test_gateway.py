@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from stack import KEY
-from stores import BY_HAND, GIVEN, ROOT, poll
+from stores import BROKER, BY_HAND, ROOT, poll
 
 from deploy.processes import free_port
 
@@ -35,7 +35,7 @@ http {{
 @pytest.fixture(scope="module")
 def stack(make_stack):
     """A stack of two webs and no worker."""
-    made = make_stack("rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     made.env["PUNCTUAL_TRUSTED_PROXIES"] = "1"
     made.ports = {1: made.port, 2: free_port()}
     for number in made.ports:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
-from stores import GIVEN, poll
+from stores import BROKER, poll
 
 KILLS = int(os.environ.get("KILLS", "1"))
 """How many of each; 50 in the drills, which want a machine that has nothing else to do."""
@@ -25,7 +25,7 @@ WORKERS = (1, 2)
 @pytest.fixture(scope="module")
 def stack(make_stack):
     """A stack with two workers of two processes each, on RabbitMQ where there is one."""
-    made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     for name in ("web", "beat"):
         made.start(name)
     for number in WORKERS:

@@ -5,13 +5,11 @@ import re
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from stores import GIVEN, ROOT, poll
+from stores import ON_ONE_BROKER, ROOT, poll
 
 from app import exporter
 
-pytestmark = pytest.mark.parametrize(
-    "stack", ["rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis"], indirect=True
-)
+pytestmark = ON_ONE_BROKER
 
 
 def read(port):

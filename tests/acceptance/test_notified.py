@@ -8,7 +8,7 @@ import httpx
 import pytest
 import receivers
 from standardwebhooks import Webhook
-from stores import GIVEN, poll
+from stores import BROKER, poll
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 TOKEN = "T0KEN-that-nobody-may-read"
@@ -30,7 +30,7 @@ def sink():
 @pytest.fixture(scope="module")
 def stack(make_stack, box, sink):
     """A stack that tells whom its settings name; the receiver is where no webhook of a client may lead."""
-    made = make_stack("rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     made.env |= {
         "PUNCTUAL_HTTP_ALLOW_PRIVATE": "off",
         "PUNCTUAL_WEBHOOK_SECRET": SECRET,

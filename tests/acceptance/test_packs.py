@@ -6,7 +6,9 @@ import signal
 import psycopg
 import pytest
 from stack import at
-from stores import poll
+from stores import ON_ONE_BROKER, poll
+
+pytestmark = ON_ONE_BROKER
 
 MODULE = '''
 import os, signal, time

@@ -9,7 +9,9 @@ import httpx
 import pytest
 import redis
 from stack import at, parse
-from stores import GIVEN, poll
+from stores import GIVEN, ON_ONE_BROKER, poll
+
+pytestmark = ON_ONE_BROKER
 
 SECONDS = 30
 PER_SECOND = 20

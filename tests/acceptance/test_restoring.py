@@ -13,7 +13,7 @@ import httpx
 import pytest
 import redis
 from stack import ENDED, at, parse
-from stores import BY_HAND, GIVEN, ROOT, poll
+from stores import BROKER, BY_HAND, ROOT, poll
 from test_promise import all_runs
 
 from beat import entries
@@ -27,7 +27,7 @@ TASKS = 5
 
 @pytest.fixture
 def stack(make_stack):
-    made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     made.start_all(beats=1)
     yield made
     made.stop_all()

@@ -6,7 +6,7 @@ import time
 
 import httpx
 import pytest
-from stores import GIVEN, poll
+from stores import BROKER, poll
 
 CYCLES = int(os.environ.get("SCALING_CYCLES", "2"))
 """How often the campaign goes up and down; 200 in the drills."""
@@ -15,7 +15,7 @@ CYCLES = int(os.environ.get("SCALING_CYCLES", "2"))
 @pytest.fixture(scope="module")
 def stack(make_stack):
     """A stack without a worker, on RabbitMQ where there is one."""
-    made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     made.start("web")
     made.start("beat")
     made.start("worker")  # its targets are known from here on, for as long as the tests last

@@ -4,14 +4,14 @@ import signal
 import time
 
 import pytest
-from stores import GIVEN, poll
+from stores import BROKER, poll
 from test_scaling import all_ended, burst, states
 
 
 @pytest.fixture(scope="module")
 def stack(make_stack):
     """A stack without a worker, on RabbitMQ where there is one."""
-    made = make_stack("rabbitmq" if GIVEN["BROKER_URL"].startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     made.start("web")
     made.start("beat")
     yield made

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from stores import GIVEN, poll
+from stores import BROKER, poll
 
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -66,7 +66,7 @@ def collector():
 
 @pytest.fixture(scope="module")
 def stack(make_stack, collector):
-    made = make_stack("rabbitmq" if (GIVEN["BROKER_URL"] or "").startswith("amqp") else "redis")
+    made = make_stack(BROKER)
     made.env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
     made.start_all(beats=1)
     yield made
