@@ -132,6 +132,12 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         for request in stopping.begin(self.pool._pool):  # noqa: SLF001
             request.reject(requeue=True)
 
+    def cancel_task_queue(self, queue: Any) -> None:
+        """What this worker is told to consume no more is not fetched ahead either."""
+        super().cancel_task_queue(queue)
+        if self.gatherer is not None:
+            self.gatherer.cease()
+
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(**kwargs)
         gatherer = self.gatherer = Gatherer(self, handle)
