@@ -2,6 +2,7 @@
 
 They are never applied here."""
 
+import base64
 import re
 import shlex
 import shutil
@@ -241,3 +242,16 @@ def test_what_an_upgrade_applies_first_needs_nothing_that_comes_later(overlay):
             named = part.get("configMap") or part.get("configMapRef")
             assert named is None or ("ConfigMap", named["name"]) in there
         assert ("ServiceAccount", job["spec"]["template"]["spec"]["serviceAccountName"]) in there
+
+
+def test_while_a_password_is_replaced_processes_get_another_name_and_the_one_that_they_leave_keeps_its_password():
+    done = make_secrets(WEB_USER="punctual_web_second", WEB_PASSWORD="new", WEB_PASSWORD_SECOND="new")
+    made = {
+        each["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in each["data"].items()}
+        for each in yaml.safe_load_all(done.stdout)
+    }
+    assert "//punctual_web_second:new@" in made["punctual-web"]["DATABASE_URL"]
+    assert "//punctual_web_second:new@" in made["punctual-web"]["BROKER_URL"]
+    assert "//punctual_web:new@" in made["punctual-web"]["REDIS_URL"]
+    assert made["punctual-second-passwords"]["WEB_PASSWORD_SECOND"] == "new"
+    assert made.keys() == secrets().keys() - {"punctual-postgresql-web"}
