@@ -25,6 +25,7 @@ from manifests import (
     make_secrets,
     ours,
     secret,
+    secret_keys,
     secrets,
     walk,
 )
@@ -139,23 +140,11 @@ def test_each_secret_that_is_named_is_made_or_stands_in_the_documentation():
     made = {name: secret(name) for name in secrets()}
     page = (ROOT / "docs/kubernetes.md").read_text()
     for overlay in OVERLAYS:
-        for name, key in _named_secrets(overlay):
+        for name, key in secret_keys(overlay):
             if name in made:
                 assert key is None or key in made[name], (name, key)
             else:
                 assert name in OPERATORS_SECRETS or f"`{name}`" in page, name
-
-
-def _named_secrets(overlay):
-    for part in (part for each in BUILT[overlay] for part in walk(each)):
-        if "secretName" in part:
-            keys = [item["key"] for item in part.get("items", ())] or [None]
-            yield from ((part["secretName"], key) for key in keys)
-        for field in ("secretKeyRef", "passwordSecret", "accessKeyId", "secretAccessKey", "secret"):
-            if isinstance(part.get(field), dict) and "name" in part[field]:
-                yield part[field]["name"], part[field].get("key")
-        for each in part.get("secretTargetRef", ()):
-            yield each["name"], each["key"]
 
 
 def test_a_password_that_would_break_an_address_is_refused():
