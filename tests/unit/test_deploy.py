@@ -146,6 +146,38 @@ def test_a_process_logs_in_by_another_name_where_its_password_is_replaced():
         assert user not in process["environment"]["REDIS_URL"]  # whose users have two passwords
 
 
+RABBITMQCTL = """#!/bin/sh
+shift  # --quiet
+case $1 in
+  list_users) printf 'user\\ttags\\npunctual_web\\t[]\\npunctual_beat_second\\t[]\\n' ;;
+  add_user | change_password) read -r password && echo "$*" "$password" >>"$CALLS" ;;
+  *) echo "$*" >>"$CALLS" ;;
+esac
+"""
+"""Stands where rabbitmqctl stands, and keeps what it is called with."""
+
+
+def test_a_second_name_at_rabbitmq_may_do_what_the_first_may_and_goes_with_its_password(tmp_path):
+    (tmp_path / "rabbitmqctl").write_text(RABBITMQCTL)
+    (tmp_path / "rabbitmqctl").chmod(0o755)
+    passwords = {f"{name}_PASSWORD": name.lower() for name in ("WEB", "BEAT", "WORKER", "FLOWER_BROKER")}
+    passwords |= {"WEB_PASSWORD_SECOND": "new", "BEAT_PASSWORD_SECOND": ""}
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")} | passwords
+    subprocess.run(["sh", ROOT / "deploy/permissions/rabbitmq.sh"], env=env, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call for call in calls if not call.startswith("set_permissions")] == [
+        "change_password punctual_web web",
+        "add_user punctual_web_second new",
+        "add_user punctual_beat beat",
+        "delete_user punctual_beat_second",
+        "add_user punctual_worker worker",
+        "add_user punctual_flower flower_broker",
+    ]
+    given = {call.split()[3]: call.split()[4:] for call in calls if call.startswith("set_permissions")}
+    assert given["punctual_web_second"] == given["punctual_web"]
+    assert len(given) == 5
+
+
 def permissions(file):
     return (ROOT / "deploy/permissions" / file).read_text()
 
