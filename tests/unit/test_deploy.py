@@ -323,6 +323,21 @@ def test_each_variable_is_a_setting_or_stands_in_the_example_and_none_stands_the
     assert used - Settings.model_fields.keys() <= shown <= used
 
 
+def test_the_runbook_names_containers_and_programs_that_are_there():
+    page = (ROOT / "docs/operations.md").read_text().replace("\\\n", " ")
+    one = re.findall(r"docker compose (?:run|exec|kill|cp) ([^\n`]*)", page)
+    assert len(one) >= 8
+    assert [words for words in one if not COMPOSE["services"].keys() & set(re.split(r"[ :]", words))] == []
+    [stopped] = re.findall(r"docker compose stop ([^\n`]*)", page)
+    assert set(stopped.split()) == OURS.keys() - {"release"} | {"gateway", "backup"}
+    [restarted] = re.findall(r"for process in ([^;]*); do", page)
+    assert set(restarted.split()) == OURS.keys() - {"release", "flower"}
+    programs = set(re.findall(r"python -m (deploy\.\w+)", page))
+    assert programs == {"deploy.backup", "deploy.restore"}
+    volumes = set(re.findall(r"the volume `(\w+)`", page))
+    assert {"backups", "tls"} <= volumes <= COMPOSE["volumes"].keys()
+
+
 def test_a_backup_is_made_by_an_image_that_has_all_that_it_takes():
     backup = COMPOSE["services"]["backup"]
     dockerfile = (ROOT / "Dockerfile").read_text()
