@@ -19,7 +19,6 @@
 \getenv web_second WEB_PASSWORD_SECOND
 \getenv beat_second BEAT_PASSWORD_SECOND
 \getenv worker_second WORKER_PASSWORD_SECOND
-SELECT :'web_second' <> '' AS opens_web, :'beat_second' <> '' AS opens_beat, :'worker_second' <> '' AS opens_worker \gset
 SELECT current_database() AS database, current_schema() AS schema \gset
 
 BEGIN;
@@ -27,6 +26,7 @@ BEGIN;
 SET LOCAL log_statement = 'none';
 SET LOCAL log_min_error_statement = 'panic';
 SET LOCAL client_min_messages = 'warning';
+SELECT :'web_second' <> '' AS opens_web, :'beat_second' <> '' AS opens_beat, :'worker_second' <> '' AS opens_worker \gset
 
 -- Roles. A connection of Punctual's sets shorter timeouts by itself: these are for whoever else logs in as one of them.
 -- Each kind has its part of the connections, so that workers that are too many shut out neither web nor beat. For more
