@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -45,6 +46,12 @@ def without_options(command):
 
 def test_the_procfile_names_the_five_processes():
     assert list(PROCFILE) == ["web", "beat", "worker", "flower", "release"]
+
+
+def test_the_compose_file_is_what_compose_takes():
+    jsonschema.validate(COMPOSE, yaml.safe_load((Path(__file__).parent / "compose_schema.yaml").read_text()))
+    for service in COMPOSE["services"].values():
+        assert service.get("healthcheck", {}).get("test", ["CMD"])[0] in {"CMD", "CMD-SHELL"}
 
 
 @pytest.mark.parametrize("name", OURS)
