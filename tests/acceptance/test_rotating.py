@@ -240,7 +240,7 @@ class Callers:
             self.answered += 1
             if not answer.is_success:
                 took = time.monotonic() - began
-                # who is refused a login is told so at once: what took longer waited for the machine, and may be repeated
+                # a login that is refused is refused at once: what took longer waited for the machine
                 slow = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and took >= db.CONNECT_TIMEOUT
                 (self.slow if slow else self.failed).append(
                     (answer.status_code, took, f"{method} {path} {answer.text}")
