@@ -216,7 +216,7 @@ class Callers:
             thread.join(30)
 
     def _ask(self, number):
-        with httpx.Client(timeout=15) as client:
+        with httpx.Client(timeout=75) as client:  # for which a gateway waits
             if number == 0:
                 sign_in(client, self.bases[0])
             while not self.done.wait(TURN - time.time() % TURN):
