@@ -67,7 +67,9 @@ class Settings(BaseModel):
     FLOWER_PORT: Annotated[int, Field(ge=0, le=65535)] = 5555
 
     SECRET_KEY: SecretStr | None = None
+    SECRET_KEY_SECOND: SecretStr | None = None
     PUNCTUAL_ADMIN_KEY: SecretStr | None = None
+    PUNCTUAL_ADMIN_KEY_SECOND: SecretStr | None = None
 
     PUNCTUAL_BUCKETS: Annotated[int, Field(ge=1, le=4096)] = 16
     PUNCTUAL_TASK_MODULES: tuple[str, ...] = ()
@@ -207,6 +209,16 @@ class Settings(BaseModel):
         return self
 
     @property
+    def secret_keys(self) -> tuple[str, ...]:
+        """What sessions are signed with: the first signs, each is believed while one takes the place of another."""
+        return _values(self.SECRET_KEY, self.SECRET_KEY_SECOND)
+
+    @property
+    def admin_keys(self) -> tuple[str, ...]:
+        """The administrator's keys: two while one takes the place of another."""
+        return _values(self.PUNCTUAL_ADMIN_KEY, self.PUNCTUAL_ADMIN_KEY_SECOND)
+
+    @property
     def webhook_keys(self) -> tuple[bytes, ...]:
         """The keys that requests are signed with: several while one takes the place of another."""
         return _keys(self.PUNCTUAL_WEBHOOK_SECRET) if self.PUNCTUAL_WEBHOOK_SECRET else ()
@@ -282,6 +294,10 @@ def _keys(secret: SecretStr) -> tuple[bytes, ...]:
         if prefix != "whsec" or len(keys[-1]) not in WEBHOOK_KEY:
             raise ValueError("must be whsec_ and 24 to 64 bytes in base64, or several such, separated by spaces")
     return tuple(keys)
+
+
+def _values(*given: SecretStr | None) -> tuple[str, ...]:
+    return tuple(secret.get_secret_value() for secret in given if secret is not None)
 
 
 def _known(name: str) -> bool:

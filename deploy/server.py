@@ -7,6 +7,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,8 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from honcho.environ import parse_procfile
 
 from app.settings import Settings
 from deploy import embedded, processes
@@ -90,8 +89,7 @@ def serve(data: Path, procfile: Path, announce: Callable[[Site], None]) -> None:
 
 def read(procfile: Path) -> dict[str, str]:
     """The line of each kind of process."""
-    parsed = parse_procfile(procfile.read_text(encoding="utf-8"))
-    return dict(parsed.processes)
+    return dict(re.findall(r"^([\w-]+):\s*(\S.*)$", procfile.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def environment(data: Path, urls: Mapping[str, str]) -> dict[str, str]:

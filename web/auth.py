@@ -9,7 +9,7 @@ import hmac
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -224,10 +224,9 @@ def bearer(header: str) -> str | None:
 
 def _key_actor(text: str | None, via: Via) -> Actor | None:
     """Who holds this key; None where it is no key of ours. Takes as long for any other key."""
-    admin = settings.load().PUNCTUAL_ADMIN_KEY
-    if text is None or admin is None:
+    if text is None:
         return None
-    if hmac.compare_digest(text.encode(errors="replace"), admin.get_secret_value().encode()):
+    if _is_one_of(text, settings.load().admin_keys):
         return _administrator(via)
     found = api_keys.split(text)
     key = _remembered.get(found[0]) if found else None
@@ -254,9 +253,9 @@ def _session_actor() -> Actor | None:
     if time.time() - since > SESSION_KEPT.total_seconds():
         return None
     if kept == ADMINISTRATOR:
-        return _administrator(Via.PAGE) if hmac.compare_digest(mark, fingerprint()) else None
+        return _administrator(Via.PAGE) if _is_one_of(mark, administrator_marks()) else None
     key = _remembered.get(kept)
-    if key is None or not api_keys.is_valid(key, clock.now()) or not hmac.compare_digest(mark, fingerprint(key)):
+    if key is None or not api_keys.is_valid(key, clock.now()) or not _is_one_of(mark, _marks(_lasting(key))):
         return None
     _note_use(key)
     return _holder(key, Via.PAGE)
@@ -287,18 +286,30 @@ def open_session(text: str) -> bool:
     flask.session.clear()  # whatever stood in it before belongs to nobody; forms get another token too
     flask.session.permanent = True
     key = _remembered.get(found.key) if found.key else None
-    flask.session.update(key=found.id, mark=fingerprint(key), since=int(time.time()), nonce=secrets.token_hex(8))
+    mark = _marks(text if key is None else _lasting(key))[0]
+    flask.session.update(key=found.id, mark=mark, since=int(time.time()), nonce=secrets.token_hex(8))
     return True
 
 
-def fingerprint(key: ApiKey | None = None) -> str:
-    """Stands for a key in a session, where none is given for the administrator's: tells nothing of it, and changes
-    with it."""
-    config = settings.load()
-    assert config.SECRET_KEY is not None
-    assert config.PUNCTUAL_ADMIN_KEY is not None
-    text = config.PUNCTUAL_ADMIN_KEY.get_secret_value() if key is None else f"{key.id} {key.digest}"
-    return hmac.digest(config.SECRET_KEY.get_secret_value().encode(), text.encode(), hashlib.sha256).hex()
+def administrator_marks() -> list[str]:
+    """The marks of the administrator's keys in the settings. The first is the one for what is made from now on."""
+    return [mark for key in settings.load().admin_keys for mark in _marks(key)]
+
+
+def _marks(text: str) -> list[str]:
+    """Each stands for a key in a session: tells nothing of it, and changes with it and with what signs sessions. The
+    first is the one for new sessions."""
+    return [hmac.digest(secret.encode(), text.encode(), hashlib.sha256).hex() for secret in settings.load().secret_keys]
+
+
+def _lasting(key: ApiKey) -> str:
+    return f"{key.id} {key.digest}"
+
+
+def _is_one_of(text: str, known: Iterable[str]) -> bool:
+    """Takes as long for whatever is none of them."""
+    given = text.encode(errors="replace")
+    return any(hmac.compare_digest(given, each.encode()) for each in known)
 
 
 class Remembered:

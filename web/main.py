@@ -50,9 +50,10 @@ def create_app() -> flask.Flask:
     auth.require_secrets()
     traces.start("web")
     app = flask.Flask("web", static_folder=None, static_url_path="/static")
-    secret = settings.load().SECRET_KEY
+    signs, *others = settings.load().secret_keys
     app.config |= {
-        "SECRET_KEY": secret.get_secret_value() if secret else None,
+        "SECRET_KEY": signs,
+        "SECRET_KEY_FALLBACKS": others,
         "SESSION_COOKIE_NAME": "punctual",
         "SESSION_COOKIE_SAMESITE": "Lax",
         "PERMANENT_SESSION_LIFETIME": SESSION_IDLE,

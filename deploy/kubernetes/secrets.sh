@@ -32,41 +32,53 @@ secret() { # NAME TYPE, then KEY VALUE as often as there are some
   done
 }
 
-database() { echo "postgresql+psycopg://punctual_$1:$2@punctual-postgresql-${3-rw}:5432/punctual?$tls"; }
+# whom web, beat and worker log in as at PostgreSQL and RabbitMQ: another name while a password is replaced
+web=${WEB_USER:-punctual_web} beat=${BEAT_USER:-punctual_beat} worker=${WORKER_USER:-punctual_worker}
+
+managed() { # PROCESS NAME PASSWORD; the password of a name that processes are leaving stays until they have left
+  [ "$2" != "punctual_$1" ] || secret "punctual-postgresql-$1" kubernetes.io/basic-auth username "$2" password "$3"
+}
+database() { echo "postgresql+psycopg://$1:$2@punctual-postgresql-${3-rw}:5432/punctual?$tls"; }
 bell() { echo "redis-sentinel://punctual_$1:$2@$redis/punctual/0"; }
-broker() { echo "amqp://punctual_$1:$2@$rabbitmq/"; }
+broker() { echo "amqp://$1:$2@$rabbitmq/"; }
 
 secret punctual-web Opaque \
-  DATABASE_URL "$(database web "$WEB_PASSWORD")" \
-  DATABASE_READ_URL "$(database web "$WEB_PASSWORD" ro)" \
+  DATABASE_URL "$(database "$web" "$WEB_PASSWORD")" \
+  DATABASE_READ_URL "$(database "$web" "$WEB_PASSWORD" ro)" \
   REDIS_URL "$(bell web "$WEB_PASSWORD")" \
-  BROKER_URL "$(broker web "$WEB_PASSWORD")" \
+  BROKER_URL "$(broker "$web" "$WEB_PASSWORD")" \
   SECRET_KEY "${SECRET_KEY:?set it in .env}" \
-  PUNCTUAL_ADMIN_KEY "${PUNCTUAL_ADMIN_KEY:?set it in .env}"
+  SECRET_KEY_SECOND "${SECRET_KEY_SECOND-}" \
+  PUNCTUAL_ADMIN_KEY "${PUNCTUAL_ADMIN_KEY:?set it in .env}" \
+  PUNCTUAL_ADMIN_KEY_SECOND "${PUNCTUAL_ADMIN_KEY_SECOND-}"
 secret punctual-beat Opaque \
-  DATABASE_URL "$(database beat "$BEAT_PASSWORD")" \
+  DATABASE_URL "$(database "$beat" "$BEAT_PASSWORD")" \
   REDIS_URL "$(bell beat "$BEAT_PASSWORD")" \
-  BROKER_URL "$(broker beat "$BEAT_PASSWORD")" \
+  BROKER_URL "$(broker "$beat" "$BEAT_PASSWORD")" \
   PUNCTUAL_NOTIFY_WEBHOOK "${PUNCTUAL_NOTIFY_WEBHOOK-}" \
   PUNCTUAL_SMTP_URL "${PUNCTUAL_SMTP_URL-}"
 secret punctual-worker Opaque \
-  DATABASE_URL "$(database worker "$WORKER_PASSWORD")" \
+  DATABASE_URL "$(database "$worker" "$WORKER_PASSWORD")" \
   REDIS_URL "$(bell worker "$WORKER_PASSWORD")" \
-  BROKER_URL "$(broker worker "$WORKER_PASSWORD")" \
+  BROKER_URL "$(broker "$worker" "$WORKER_PASSWORD")" \
   PUNCTUAL_NOTIFY_WEBHOOK "${PUNCTUAL_NOTIFY_WEBHOOK-}" \
   PUNCTUAL_SMTP_URL "${PUNCTUAL_SMTP_URL-}" \
   PUNCTUAL_WEBHOOK_SECRET "${PUNCTUAL_WEBHOOK_SECRET-}"
 secret punctual-flower Opaque \
-  BROKER_URL "$(broker flower "$FLOWER_BROKER_PASSWORD")" \
+  BROKER_URL "$(broker punctual_flower "$FLOWER_BROKER_PASSWORD")" \
   FLOWER_BASIC_AUTH "admin:$FLOWER_PASSWORD"
-secret punctual-release Opaque DATABASE_URL "$(database owner "$OWNER_PASSWORD")"
+secret punctual-release Opaque DATABASE_URL "$(database punctual_owner "$OWNER_PASSWORD")"
 # who counts what waits for workers needs no right at all, as web has none; not every client takes a bare / for the vhost
-secret punctual-scaler Opaque host "$(broker web "$WEB_PASSWORD")%2F"
+secret punctual-scaler Opaque host "$(broker "$web" "$WEB_PASSWORD")%2F"
 
 secret punctual-postgresql-owner kubernetes.io/basic-auth username punctual_owner password "$OWNER_PASSWORD"
-secret punctual-postgresql-web kubernetes.io/basic-auth username punctual_web password "$WEB_PASSWORD"
-secret punctual-postgresql-beat kubernetes.io/basic-auth username punctual_beat password "$BEAT_PASSWORD"
-secret punctual-postgresql-worker kubernetes.io/basic-auth username punctual_worker password "$WORKER_PASSWORD"
+managed web "$web" "$WEB_PASSWORD"
+managed beat "$beat" "$BEAT_PASSWORD"
+managed worker "$worker" "$WORKER_PASSWORD"
+secret punctual-second-passwords Opaque \
+  WEB_PASSWORD_SECOND "${WEB_PASSWORD_SECOND-}" \
+  BEAT_PASSWORD_SECOND "${BEAT_PASSWORD_SECOND-}" \
+  WORKER_PASSWORD_SECOND "${WORKER_PASSWORD_SECOND-}"
 secret punctual-rabbitmq-passwords Opaque \
   WEB_PASSWORD "$WEB_PASSWORD" \
   BEAT_PASSWORD "$BEAT_PASSWORD" \

@@ -3,13 +3,22 @@
 --   psql --no-psqlrc --dbname "$ADMIN_URL" --file deploy/permissions/postgresql.sql
 --
 -- Once before the first migration, which punctual_owner runs, and again after each. It may be repeated at any time, and
--- takes back what it does not say. Passwords come from the environment: OWNER_PASSWORD, WEB_PASSWORD, BEAT_PASSWORD and
--- WORKER_PASSWORD. A role whose password is not set there keeps the one that it has.
+-- takes back what it does not say. Passwords come from the environment: OWNER_PASSWORD, WEB_PASSWORD, BEAT_PASSWORD,
+-- WORKER_PASSWORD and BACKUP_PASSWORD. A role whose password is not set there keeps the one that it has. While a password
+-- is replaced, WEB_PASSWORD_SECOND opens punctual_web_second, which is punctual_web by another name; BEAT_PASSWORD_SECOND
+-- and WORKER_PASSWORD_SECOND do likewise. Where they are not set, nobody gets in by these names.
 \set ON_ERROR_STOP on
 \getenv owner_password OWNER_PASSWORD
 \getenv web_password WEB_PASSWORD
 \getenv beat_password BEAT_PASSWORD
 \getenv worker_password WORKER_PASSWORD
+\getenv backup_password BACKUP_PASSWORD
+\set web_second ''
+\set beat_second ''
+\set worker_second ''
+\getenv web_second WEB_PASSWORD_SECOND
+\getenv beat_second BEAT_PASSWORD_SECOND
+\getenv worker_second WORKER_PASSWORD_SECOND
 SELECT current_database() AS database, current_schema() AS schema \gset
 
 BEGIN;
@@ -17,6 +26,7 @@ BEGIN;
 SET LOCAL log_statement = 'none';
 SET LOCAL log_min_error_statement = 'panic';
 SET LOCAL client_min_messages = 'warning';
+SELECT :'web_second' <> '' AS opens_web, :'beat_second' <> '' AS opens_beat, :'worker_second' <> '' AS opens_worker \gset
 
 -- Roles. A connection of Punctual's sets shorter timeouts by itself: these are for whoever else logs in as one of them.
 -- Each kind has its part of the connections, so that workers that are too many shut out neither web nor beat. For more
@@ -27,11 +37,15 @@ DECLARE
 BEGIN
     FOR wanted IN
         SELECT * FROM (VALUES
-            ('punctual_owner', 5, '0'),
-            ('punctual_web', 60, '10s'),
-            ('punctual_beat', 40, '10s'),
-            ('punctual_worker', 85, '10s')
-        ) AS roles (name, connections, patience)
+            ('punctual_owner', 5, '0', NULL),
+            ('punctual_web', 60, '10s', NULL),
+            ('punctual_beat', 40, '10s', NULL),
+            ('punctual_worker', 85, '10s', NULL),
+            ('punctual_backup', 3, '0', NULL),
+            ('punctual_web_second', 60, '10s', 'punctual_web'),
+            ('punctual_beat_second', 40, '10s', 'punctual_beat'),
+            ('punctual_worker_second', 85, '10s', 'punctual_worker')
+        ) AS roles (name, connections, patience, first_name)
     LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.name) THEN
             EXECUTE format('CREATE ROLE %I', wanted.name);
@@ -42,6 +56,12 @@ BEGIN
         );
         EXECUTE format('ALTER ROLE %I SET statement_timeout = %L', wanted.name, wanted.patience);
         EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = %L', wanted.name, '60s');
+        IF wanted.first_name IS NOT NULL THEN
+            -- INHERIT to be let in, SET role to act, and to own what is made, as the first one
+            EXECUTE format('ALTER ROLE %I NOLOGIN INHERIT PASSWORD NULL', wanted.name);
+            EXECUTE format('GRANT %I TO %I', wanted.first_name, wanted.name);
+            EXECUTE format('ALTER ROLE %I SET role = %L', wanted.name, wanted.first_name);
+        END IF;
     END LOOP;
 END
 $$;
@@ -57,14 +77,26 @@ ALTER ROLE punctual_beat PASSWORD :'beat_password';
 \if :{?worker_password}
 ALTER ROLE punctual_worker PASSWORD :'worker_password';
 \endif
+\if :{?backup_password}
+ALTER ROLE punctual_backup PASSWORD :'backup_password';
+\endif
+\if :opens_web
+ALTER ROLE punctual_web_second LOGIN PASSWORD :'web_second';
+\endif
+\if :opens_beat
+ALTER ROLE punctual_beat_second LOGIN PASSWORD :'beat_second';
+\endif
+\if :opens_worker
+ALTER ROLE punctual_worker_second LOGIN PASSWORD :'worker_second';
+\endif
 
 -- The database and its schema are nobody else's. Tables that somebody else made before, as an older installation's
 -- superuser did, become the owner's.
 REVOKE ALL ON DATABASE :"database" FROM PUBLIC;
-GRANT CONNECT ON DATABASE :"database" TO punctual_owner, punctual_web, punctual_beat, punctual_worker;
+GRANT CONNECT ON DATABASE :"database" TO punctual_owner, punctual_web, punctual_beat, punctual_worker, punctual_backup;
 ALTER SCHEMA :"schema" OWNER TO punctual_owner;
-REVOKE ALL ON SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker;
-GRANT USAGE ON SCHEMA :"schema" TO punctual_web, punctual_beat, punctual_worker;
+REVOKE ALL ON SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker, punctual_backup;
+GRANT USAGE ON SCHEMA :"schema" TO punctual_web, punctual_beat, punctual_worker, punctual_backup;
 DO $$
 DECLARE
     found record;
@@ -90,8 +122,14 @@ $$;
 ALTER DEFAULT PRIVILEGES FOR ROLE punctual_owner REVOKE ALL ON TABLES FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE punctual_owner REVOKE ALL ON SEQUENCES FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE punctual_owner REVOKE ALL ON FUNCTIONS FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker;
+REVOKE ALL ON ALL TABLES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker, punctual_backup;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA :"schema" FROM PUBLIC, punctual_web, punctual_beat, punctual_worker, punctual_backup;
+
+-- A backup reads all there is, also the months that beats make until this file is applied again, and changes nothing.
+GRANT SELECT ON ALL TABLES IN SCHEMA :"schema" TO punctual_backup;
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA :"schema" TO punctual_backup;
+ALTER DEFAULT PRIVILEGES FOR ROLE punctual_owner IN SCHEMA :"schema" GRANT SELECT ON TABLES TO punctual_backup;
+ALTER DEFAULT PRIVILEGES FOR ROLE punctual_owner IN SCHEMA :"schema" GRANT SELECT ON SEQUENCES TO punctual_backup;
 
 -- What each process does with each table. Nobody deletes a task, a run or an attempt but by the functions below, which
 -- keep what is young, and nobody changes what a run was to call, and when. Whoever notes a change in the audit log cannot seal it, and the beat that seals it changes nothing

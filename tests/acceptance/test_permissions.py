@@ -40,7 +40,7 @@ PREFIX = f"p{uuid4().hex[:8]}_"
 
 PASSWORDS = {
     f"{name}_PASSWORD": f"{name.lower()}-{uuid4().hex}"
-    for name in ("OWNER", "WEB", "BEAT", "WORKER", "FLOWER_BROKER", "REDIS")
+    for name in ("OWNER", "WEB", "BEAT", "WORKER", "BACKUP", "FLOWER_BROKER", "REDIS")
 }
 NEXT_MONTH = (datetime.now(UTC).date().replace(day=1) + timedelta(days=32)).replace(day=1)
 REFUSALS = re.compile(r"permission denied|NOPERM|no permissions|ACCESS_REFUSED|access to \S+ .*refused", re.IGNORECASE)
@@ -66,11 +66,18 @@ def run(*argv, **env):
     return done.stdout
 
 
-def permit(files, url):
-    """Applies the file for PostgreSQL to a database."""
+def permit(files, url, **changed):
+    """Applies the file for PostgreSQL to a database; `changed` are passwords that differ."""
     psql = postgresql.wheel() / postgresql.VERSIONS[max(postgresql.VERSIONS)] / "bin/psql"
     admin = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    run(str(psql), "--no-psqlrc", "--quiet", f"--dbname={admin}", f"--file={files}/postgresql.sql", **PASSWORDS)
+    run(
+        str(psql),
+        "--no-psqlrc",
+        "--quiet",
+        f"--dbname={admin}",
+        f"--file={files}/postgresql.sql",
+        **PASSWORDS | changed,
+    )
 
 
 def connect(url):
@@ -96,7 +103,7 @@ def databases(files):
             user: make_url(url)
             .set(username=f"{PREFIX}{user}", password=password(user))
             .render_as_string(hide_password=False)
-            for user in ("owner", "web", "beat", "worker")
+            for user in ("owner", "web", "beat", "worker", "backup")
         }
         run(sys.executable, "-m", "alembic", "upgrade", "head", DATABASE_URL=urls["owner"])
         permit(files, url)
@@ -119,11 +126,11 @@ def redis_programs():
 
 
 @contextmanager
-def serving(program, files, folder):
+def serving(program, files, folder, **changed):
     """A Redis with the file's users; yields its port."""
     port = free_port()
     acl = folder / "users.acl"
-    acl.write_text(run("sh", f"{files}/redis.sh", **PASSWORDS))
+    acl.write_text(run("sh", f"{files}/redis.sh", **PASSWORDS | changed))
     argv = [program, "--bind", "127.0.0.1", "--port", str(port), "--aclfile", str(acl), "--save", "", "--dir", folder]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
@@ -439,6 +446,14 @@ def answers(site, path):
         ("worker", "SELECT forget_tasks('{{}}')"),
         ("worker", "CREATE TABLE mine ()"),
         ("worker", "SET ROLE {owner}"),
+        ("backup", "UPDATE tasks SET args = '[]'"),
+        ("backup", "INSERT INTO keys SELECT"),
+        ("backup", "DELETE FROM runs_default"),
+        ("backup", "TRUNCATE audit"),
+        ("backup", "CREATE TABLE mine ()"),
+        ("backup", "CREATE TEMPORARY TABLE mine ()"),
+        ("backup", "SELECT make_partition('runs', current_date)"),
+        ("backup", "SET ROLE {owner}"),
         ("owner", "CREATE ROLE mine"),
         ("owner", "CREATE DATABASE mine"),
         ("owner", "COPY (SELECT 1) TO PROGRAM 'true'"),
@@ -476,8 +491,10 @@ def test_a_beat_archives_and_drops_an_old_month_also_one_that_was_detached_befor
         )
 
 
-def test_the_owner_backs_up_and_restores(databases, files, tmp_path):
-    made = backup.take(databases["owner"], tmp_path)
+def test_a_backup_is_taken_by_the_user_for_it_and_the_owner_restores(databases, files, tmp_path):
+    with connect(databases["owner"]) as owner:  # since the file was applied
+        owner.execute("CREATE TABLE runs_2019_01 PARTITION OF runs FOR VALUES FROM ('2019-01-01') TO ('2019-02-01')")
+    made = backup.take(databases["backup"], tmp_path)
     with new_database(f"{DATABASE}_restored") as url:
         named = {user: make_url(databases[user]).set(database=make_url(url).database) for user in ("owner", "beat")}
         urls = {user: each.render_as_string(hide_password=False) for user, each in named.items()}
@@ -488,6 +505,21 @@ def test_the_owner_backs_up_and_restores(databases, files, tmp_path):
         permit(files, url)
         with connect(urls["beat"]) as beat:
             assert beat.execute("SELECT forget_tasks('{}')").fetchone() == (0,)
+
+
+def test_by_its_second_name_a_process_is_what_it_is_by_its_first_while_a_password_is_set_for_it(databases, files):
+    second = make_url(databases["worker"]).set(username=f"{PREFIX}worker_second", password="new")
+    with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+        connect(second)
+    permit(files, databases["admin"], WORKER_PASSWORD_SECOND="new")
+    with connect(second) as worker:
+        assert worker.execute("SELECT current_user").fetchone() == (f"{PREFIX}worker",)
+        worker.execute("SELECT FROM tasks")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            worker.execute("DELETE FROM runs")
+    permit(files, databases["admin"], WORKER_PASSWORD_SECOND="")  # as compose says that it is not set
+    with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+        connect(second)
 
 
 @pytest.mark.parametrize(
@@ -632,6 +664,17 @@ def test_nobody_else_may_connect_to_the_database(databases):
 def test_a_user_of_redis_may_not(redis_port, user, command):
     with redis.Redis.from_url(redis_url(redis_port, user)) as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command.split())
+
+
+def test_a_user_of_redis_has_two_passwords_while_one_is_replaced(files, tmp_path):
+    with serving(redis_programs()["6.2"], files, tmp_path, WEB_PASSWORD_SECOND="new", BEAT_PASSWORD_SECOND="") as port:
+        for secret in (password("web"), "new"):
+            with redis.Redis(port=port, username=f"{PREFIX}web", password=secret) as client:
+                assert client.ping()
+        for name in ("web", "beat"):
+            client = redis.Redis(port=port, username=f"{PREFIX}{name}", password="")
+            with client, pytest.raises(redis.AuthenticationError):
+                client.ping()
 
 
 @pytest.mark.parametrize("user", ["web", "beat"])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -115,6 +116,27 @@ def test_as_many_stay_as_are_wanted_and_what_is_half_or_somebody_elses_is_none(d
     assert backup.backups(folder) == made[1:]
     assert sorted(path.name for path in folder.iterdir() if path.name.endswith(".partial")) == []
     assert (folder / "mine").exists()
+
+
+def test_one_is_due_when_the_newest_is_as_old_as_is_wanted(database, folder):
+    day = timedelta(days=1)
+    assert backup.is_due(folder, day, datetime.now(UTC))
+    backup.take(database, folder)
+    assert not backup.is_due(folder, day, datetime.now(UTC) + day - timedelta(minutes=1))
+    assert backup.is_due(folder, day, datetime.now(UTC) + day)
+
+
+def test_who_is_to_go_on_takes_one_at_once_and_waits_until_it_is_told_to_stop(database, folder):
+    argv = [sys.executable, "-m", "deploy.backup", folder, "--every", "24"]
+    env = os.environ | {"DATABASE_URL": database}
+    with subprocess.Popen(
+        argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        made = running.stdout.readline().strip()
+        running.terminate()
+        assert running.wait(10) == 130
+        assert running.stderr.read() == ""
+    assert [str(path) for path in backup.backups(folder)] == [made]
 
 
 def test_one_that_fails_leaves_none(folder, empty):

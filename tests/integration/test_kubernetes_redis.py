@@ -24,6 +24,9 @@ class Pods:
         (folder / "secrets").mkdir()
         for name in ("REDIS", "WEB", "BEAT", "WORKER", "REPLICATION"):
             (folder / f"secrets/{name}_PASSWORD").write_text(f"{name.lower()}-password")
+        (folder / "second").mkdir()
+        for name in ("WEB", "BEAT", "WORKER"):
+            (folder / f"second/{name}_PASSWORD_SECOND").write_text("")
 
     @property
     def sentinels(self):
@@ -38,6 +41,7 @@ class Pods:
             "FIRST": f"localhost:{self.ports[0]}",
             "SENTINELS": " ".join(self.sentinels),
             "SECRETS": str(self.folder / "secrets"),
+            "SECOND": str(self.folder / "second"),
             "PERMISSIONS": str(ROOT / "deploy/permissions"),
             "RUN": str(run),
             "PORT": str(port),

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -134,9 +135,64 @@ def test_the_sessions_cookie_is_kept_from_scripts_and_other_sites(app, database)
     assert KEY not in cookie
 
 
-def test_another_key_in_the_settings_ends_the_session(browser, monkeypatch):
-    monkeypatch.setattr(auth, "fingerprint", lambda: "another")
+@pytest.fixture
+def restart(browser, configure):
+    """Lets the browser go on with a web that was started with other settings."""
+    from web import main  # noqa: PLC0415 - only after the environment stands
+
+    def call(**given):
+        configure(**given)
+        browser.application = main.create_app()
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["PUNCTUAL_ADMIN_KEY", "SECRET_KEY"])
+def test_another_key_in_the_settings_ends_the_session(browser, restart, name):
+    restart()
+    assert browser.get("/tasks").status_code == 200
+    restart(**{name: "another"})
     assert browser.get("/tasks").status_code == 303
+
+
+@pytest.mark.parametrize("name", ["PUNCTUAL_ADMIN_KEY", "SECRET_KEY"])
+def test_while_two_keys_stand_in_the_settings_what_the_first_one_opened_goes_on(app, browser, restart, name):
+    form = token(browser.get("/tasks/new").text)
+    calendar = re.search(r'href="(http[^"]+\.ics)"', browser.get("/week").text)[1]
+    before = os.environ[name]
+    for first, second in ((before, "another"), ("another", before)):
+        restart(**{name: first, f"{name}_SECOND": second})
+        assert browser.get("/tasks").status_code == 200
+        assert browser.post("/tasks/new", data=FORM | {"csrf_token": form}).status_code == 303
+        assert browser.get(calendar).status_code == 200
+    key = "another" if name == "PUNCTUAL_ADMIN_KEY" else KEY
+    browser.post("/sign-out", data={"csrf_token": form})
+    page = browser.get("/sign-in").text
+    assert browser.post("/sign-in", data={"csrf_token": token(page), "key": key}).status_code == 303
+    restart(**{f"{name}_SECOND": ""})
+    assert browser.get("/tasks").status_code == 200, "it was opened by what is left"
+    assert browser.get(calendar).status_code == 404
+
+
+def test_a_session_ends_with_the_administrators_key_that_opened_it_not_with_the_other(browser, restart):
+    restart(PUNCTUAL_ADMIN_KEY="another", PUNCTUAL_ADMIN_KEY_SECOND=KEY)
+    page = browser.get("/tasks").text
+    browser.post("/sign-out", data={"csrf_token": token(page)})
+    page = browser.get("/sign-in").text
+    assert browser.post("/sign-in", data={"csrf_token": token(page), "key": KEY}).status_code == 303
+    assert browser.get("/tasks").status_code == 200
+    restart(PUNCTUAL_ADMIN_KEY_SECOND="")
+    assert browser.get("/tasks").status_code == 303
+
+
+def test_a_web_that_knows_the_coming_key_signs_with_the_one_that_all_know(app, browser, restart):
+    restart(SECRET_KEY_SECOND="coming")
+    page = browser.get("/tasks").text
+    browser.post("/sign-out", data={"csrf_token": token(page)})
+    page = browser.get("/sign-in").text
+    browser.post("/sign-in", data={"csrf_token": token(page), "key": KEY})
+    restart(SECRET_KEY_SECOND="")  # another web, which was not restarted yet
+    assert browser.get("/tasks").status_code == 200
 
 
 def test_signing_out_ends_the_session(browser, send):

@@ -60,6 +60,24 @@ def walk(value):
             yield from walk(each)
 
 
+def named_secrets(overlay):
+    """The names of the Secrets that the manifests of an overlay ask for."""
+    return {name for name, _ in secret_keys(overlay)}
+
+
+def secret_keys(overlay):
+    """Each Secret that they name with each key that they take out of it, or None for all."""
+    for part in (part for each in BUILT[overlay] for part in walk(each)):
+        if "secretName" in part:
+            keys = [item["key"] for item in part.get("items", ())] or [None]
+            yield from ((part["secretName"], key) for key in keys)
+        for field in ("secretKeyRef", "passwordSecret", "accessKeyId", "secretAccessKey", "secret"):
+            if isinstance(part.get(field), dict) and "name" in part[field]:
+                yield part[field]["name"], part[field].get("key")
+        for each in part.get("secretTargetRef", ()):
+            yield each["name"], each["key"]
+
+
 @cache
 def secrets():
     """What secrets.sh makes of an .env in which each value is its name in small letters, by name."""

@@ -5,15 +5,21 @@ import importlib
 import inspect
 import re
 import secrets
+import shlex
+import shutil
+import subprocess
+from configparser import ConfigParser
 from datetime import UTC, datetime
 from pathlib import Path
 
+import manifests
 import pytest
 
 from app import settings, states
 
 TARGETS = ("debug.echo", "debug.fail", "debug.sleep", "http.request", "shell.run")
 ROOT = Path(__file__).parent.parent.parent
+GATEWAY = "deploy/gateway/punctual.conf.template"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").rglob("*.md")
 )
@@ -56,6 +62,47 @@ def test_the_chores_in_the_architecture_are_those_that_run():
 def test_the_readme_shows_the_page_of_every_document():
     readme = (ROOT / "README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
+
+
+def test_each_secret_has_its_line_in_the_runbook_and_nothing_else_has():
+    section = (ROOT / "docs/operations.md").read_text().partition("\n## Rotating secrets\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([\w.-]+)`", row)]
+    assert len(named) == len(set(named))
+    of_settings = {
+        name for name, field in settings.Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+    }
+    sources = [ROOT / ".env.example", ROOT / "deploy/kubernetes/secrets.sh", *(ROOT / "deploy").glob("*.py")]
+    text = " ".join(path.read_text() for path in sources)
+    text += " ".join(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    of_files = set(re.findall(r"\b[A-Z][A-Z_]*(?:_PASSWORD|_KEY|_SECRET|_AUTH)(?:_SECOND)?\b", text))
+    of_data = set(re.findall(r"""data / ["'](\w+_(?:password|key)|client\.env)["']""", text))
+    of_gateway = set(re.findall(r"ssl_certificate\w* +\S+/([\w.]+);", (ROOT / GATEWAY).read_text()))
+    of_clusters = {name for overlay in manifests.OVERLAYS for name in manifests.named_secrets(overlay)}
+    # what secrets.sh makes holds what .env does
+    of_clusters -= manifests.secrets().keys() | {"punctual-postgresql-ca"}
+    wanted = {name.removesuffix("_SECOND") for name in of_settings | of_files} | of_data | of_gateway | of_clusters
+    assert set(named) - wanted == {"PUNCTUAL_KEY", "OTEL_EXPORTER_OTLP_HEADERS"}
+    assert wanted - set(named) == set()
+
+
+def test_a_process_of_systemd_is_its_line_of_the_procfile(tmp_path):
+    unit = ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    path = ROOT / "deploy/systemd/punctual@.service"
+    unit.read(path)
+    service = unit["Service"]
+    assert (service["Restart"], service["KillMode"]) == ("always", "mixed")
+    assert int(service["TimeoutStopSec"]) >= 60
+    (tmp_path / "Procfile").write_text('beat: printf %s wrong\nworker: printf %s "$0 ${HOST:-here}"\n')
+    command = service["ExecStart"].replace("%i", "worker-2").replace("%%", "%").replace("$$", "$")
+    done = subprocess.run(shlex.split(command), cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout == "/bin/sh here"
+    if analyze := shutil.which("systemd-analyze"):
+        started = tmp_path / "punctual@worker-2.service"
+        started.write_text(path.read_text())
+        checked = subprocess.run([analyze, "verify", started], capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_the_permissions_that_are_shown_are_those_that_are_applied():

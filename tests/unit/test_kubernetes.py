@@ -2,6 +2,7 @@
 
 They are never applied here."""
 
+import base64
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from manifests import (
     make_secrets,
     ours,
     secret,
+    secret_keys,
     secrets,
     walk,
 )
@@ -138,23 +140,11 @@ def test_each_secret_that_is_named_is_made_or_stands_in_the_documentation():
     made = {name: secret(name) for name in secrets()}
     page = (ROOT / "docs/kubernetes.md").read_text()
     for overlay in OVERLAYS:
-        for name, key in _named_secrets(overlay):
+        for name, key in secret_keys(overlay):
             if name in made:
                 assert key is None or key in made[name], (name, key)
             else:
                 assert name in OPERATORS_SECRETS or f"`{name}`" in page, name
-
-
-def _named_secrets(overlay):
-    for part in (part for each in BUILT[overlay] for part in walk(each)):
-        if "secretName" in part:
-            keys = [item["key"] for item in part.get("items", ())] or [None]
-            yield from ((part["secretName"], key) for key in keys)
-        for field in ("secretKeyRef", "passwordSecret", "accessKeyId", "secretAccessKey", "secret"):
-            if isinstance(part.get(field), dict) and "name" in part[field]:
-                yield part[field]["name"], part[field].get("key")
-        for each in part.get("secretTargetRef", ()):
-            yield each["name"], each["key"]
 
 
 def test_a_password_that_would_break_an_address_is_refused():
@@ -241,3 +231,16 @@ def test_what_an_upgrade_applies_first_needs_nothing_that_comes_later(overlay):
             named = part.get("configMap") or part.get("configMapRef")
             assert named is None or ("ConfigMap", named["name"]) in there
         assert ("ServiceAccount", job["spec"]["template"]["spec"]["serviceAccountName"]) in there
+
+
+def test_while_a_password_is_replaced_processes_get_another_name_and_the_one_that_they_leave_keeps_its_password():
+    done = make_secrets(WEB_USER="punctual_web_second", WEB_PASSWORD="new", WEB_PASSWORD_SECOND="new")
+    made = {
+        each["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in each["data"].items()}
+        for each in yaml.safe_load_all(done.stdout)
+    }
+    assert "//punctual_web_second:new@" in made["punctual-web"]["DATABASE_URL"]
+    assert "//punctual_web_second:new@" in made["punctual-web"]["BROKER_URL"]
+    assert "//punctual_web:new@" in made["punctual-web"]["REDIS_URL"]
+    assert made["punctual-second-passwords"]["WEB_PASSWORD_SECOND"] == "new"
+    assert made.keys() == secrets().keys() - {"punctual-postgresql-web"}

@@ -71,6 +71,16 @@ def test_nothing_is_released_that_was_not_tested_and_scanned():
     assert steps[push]["with"]["provenance"] == "mode=max"
 
 
+def test_each_image_that_compose_builds_is_built_and_scanned():
+    built = {service["image"]: service["build"] for service in COMPOSE.values() if "build" in service}
+    assert built == {"punctual": ".", "punctual-backup": {"context": ".", "target": "backup"}}
+    said = [step.get("run") for step in JOBS["ci.image"]["steps"]]
+    for image, build in built.items():
+        target = "" if build == "." else f"--target {build['target']} "
+        assert f"docker build {target}--tag {image}:ci ." in said
+        assert f".ci/scan {image}:ci" in said
+
+
 def test_no_hole_is_known_in_the_workflows():
     zizmor = shutil.which("zizmor", path=Path(sys.executable).parent)
     command = [zizmor, "--offline", "--no-progress", "--strict-collection", "--min-severity=medium", ROOT / ".github"]

@@ -49,6 +49,7 @@ def register(app: flask.Flask) -> None:
         "BOOTSTRAP_SERVE_LOCAL": True,
         "SEND_FILE_MAX_AGE_DEFAULT": timedelta(days=365),  # `asset` gives what changes another address
         "WTF_CSRF_CHECK_DEFAULT": False,  # the API has no cookies to be abused; `protect` below checks the pages
+        "WTF_CSRF_SECRET_KEY": [*app.config["SECRET_KEY_FALLBACKS"], app.secret_key],  # the last one signs
         "WTF_CSRF_TIME_LIMIT": None,  # a form that stood open over lunch is as good as the session
     }
     Bootstrap5(app)

@@ -9,7 +9,7 @@ from uuid import UUID
 import flask
 from itsdangerous import BadSignature, URLSafeSerializer
 
-from app import db, errors, planning, queries
+from app import db, errors, planning, queries, settings
 from app.fields import Instant, instant
 from app.forecast import hours
 from app.models import Task
@@ -73,10 +73,7 @@ def week() -> flask.Response:
 @blp.get("/calendar/<token>.ics")
 def calendar(token: str) -> flask.Response:
     """The next slots of a task, or of some, for a program that has no session: the address itself is the key to it."""
-    try:
-        given = _signer().loads(token)
-    except BadSignature as exc:
-        raise errors.NotFound from exc
+    given = _opened(token)
     with db.transaction(by=auth.as_key(given["by"]) if "by" in given else None) as session:
         now = db.now(session)
         if "task" in given:
@@ -101,17 +98,29 @@ def _events(chosen: Sequence[Task], now: datetime) -> Iterator[tuple[datetime, T
 def calendar_address(**given: str) -> str:
     """Where a calendar is: of the `task` of an id, or of those that filters of the list choose; `name` is its title.
 
-    It shows what the key sees that it was made with. That key's end, another administrator's key or another SECRET_KEY
-    makes it void.
+    It shows what the key sees that it was made with. It is void when that key ends, and when the administrator's key or
+    the SECRET_KEY is not the one any more that it was made with.
     """
     actor = auth.actor()
     by = {"by": actor.key} if actor and actor.key else {}
-    return flask.url_for("ui.calendar", token=_signer().dumps(given | by), _external=True)
+    return flask.url_for("ui.calendar", token=next(_signers()).dumps(given | by), _external=True)
 
 
-def _signer() -> URLSafeSerializer:
-    # the fingerprint alone would not do: each session's cookie shows it
-    return URLSafeSerializer(flask.current_app.secret_key or "", salt=f"calendar {auth.fingerprint()}")
+def _opened(token: str) -> dict[str, str]:
+    """What a calendar's address says. Raises NotFound where it is none."""
+    for signer in _signers():
+        with suppress(BadSignature):
+            given: dict[str, str] = signer.loads(token)
+            return given
+    raise errors.NotFound
+
+
+def _signers() -> Iterator[URLSafeSerializer]:
+    """The first is for new addresses."""
+    secrets = settings.load().secret_keys[::-1]  # the last one signs
+    for mark in auth.administrator_marks():
+        # the mark alone would not do: each session's cookie shows it
+        yield URLSafeSerializer(list(secrets), salt=f"calendar {mark}")
 
 
 def _rows(found: hours.Hours) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,13 @@
 . "${0%/*}/redis-master.sh"
 port=${PORT:-6379}
 permissions=${PERMISSIONS:-/permissions}
+second=${SECOND:-/run/secrets/second}
 
 for name in REDIS WEB BEAT WORKER; do
   export "${name}_PASSWORD=$(cat "$secrets/${name}_PASSWORD")"
+done
+for name in WEB BEAT WORKER; do
+  export "${name}_PASSWORD_SECOND=$(cat "$second/${name}_PASSWORD_SECOND")"
 done
 sum=$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)
 # the users of every installation, and two for replicas and Sentinels

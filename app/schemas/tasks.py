@@ -1,19 +1,17 @@
-"""The words of the contract: what a task, a run and a target look like to a client. REST and Celery calls share them.
-
-Loading a task gives the `fields` that the use cases of `app.tasks` take; dumping takes rows.
-"""
+"""A task, and what a client may ask of one. Loading gives the `fields` that the use cases of `app.tasks` take."""
 
 import json
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from app import errors, models, queries, settings, signatures
+from app import models, queries, settings
 from app.fields import Choice, Flag, Instant, JsonArray, JsonObject, Seconds, Text, Whole
-from app.states import Catchup, Ending, Overlap, Reason, RunState, TaskState, Trigger, Trouble
+from app.schemas.forms import Fields, RowSchema, Schema
+from app.states import Catchup, Overlap, TaskState, Trouble
 
 MAX_ARGUMENTS = 32 * 1024
 """Bytes of args and kwargs together, as JSON."""
@@ -37,30 +35,6 @@ WEBHOOK_SAYS = "Must be an address that begins with http:// or https://, without
 ADDRESS = settings.ADDRESS.pattern
 LABEL_KEY = r"[^:]{1,63}"
 LABEL_KEY_SAYS = "Must be 1 to 63 characters without a colon."
-
-Fields = dict[str, Any]
-
-
-class Schema(ma.Schema):
-    """Refuses what it does not know."""
-
-    class Meta:
-        unknown = ma.RAISE
-
-    error_messages = {"type": "Must be an object.", "unknown": "Unknown field."}  # noqa: RUF012
-
-
-class RowSchema(Schema):
-    """Dumps dictionaries that have all of its fields. To look for each as marshmallow does takes most of the time of a
-    page of tasks."""
-
-    def _serialize(self, obj: Any, *, many: bool = False) -> Any:
-        if many:
-            return [self._serialize(each) for each in obj]
-        return {
-            field.data_key or name: field._serialize(obj[name], name, obj)  # noqa: SLF001 - as its own `serialize` does
-            for name, field in self.dump_fields.items()
-        }
 
 
 def check_labels(labels: Fields) -> None:
@@ -289,181 +263,3 @@ class BackfillSchema(Schema):
     def _check_order(self, data: Fields, **_: Any) -> None:
         if data["until"] < data["since"]:
             raise ma.ValidationError("Must not be before since.", "until")
-
-
-class FailureSchema(Schema):
-    """What went wrong in a target, or with its worker."""
-
-    type = fields.String()
-    message = fields.String()
-    traceback = fields.String(allow_none=True)
-
-
-class RunSchema(RowSchema):
-    """A run."""
-
-    id = fields.UUID()
-    task_id = fields.UUID()
-    task_name = fields.String()
-    target = fields.String()
-    queue = fields.String()
-    trigger = Choice(Trigger)
-    scheduled_for = Instant()
-    missed = fields.Integer()
-    state = Choice(RunState)
-    reason = Choice(Reason, allow_none=True)
-    cancelling = fields.Boolean(
-        metadata={"description": "Whether it is to be cancelled and its worker has yet to end it."}
-    )
-    attempt = fields.Integer()
-    worker = fields.String(allow_none=True)
-    fired_at = Instant()
-    published_at = Instant(allow_none=True)
-    started_at = Instant(allow_none=True)
-    finished_at = Instant(allow_none=True)
-    retry_at = Instant(allow_none=True)
-    lateness_ms = fields.Float(allow_none=True)
-    result = fields.Raw(allow_none=True)
-    error = fields.Nested(FailureSchema, allow_none=True)
-
-    @ma.pre_dump
-    def _derive(self, run: models.Run, **_: Any) -> Fields:
-        return self._row(run)
-
-    def _row(self, run: models.Run) -> Fields:
-        columns = self.fields.keys() - {"lateness_ms", "attempts", "cancelling"}
-        cancelling = run.cancel_reason is not None and run.finished_at is None
-        return {name: getattr(run, name) for name in columns} | {
-            "lateness_ms": lateness(run),
-            "cancelling": cancelling,
-        }
-
-
-class IncidentSchema(RowSchema):
-    """That a task is not well in one way, from when until when."""
-
-    id = fields.UUID()
-    task_id = fields.UUID()
-    task_name = fields.String()
-    kind = Choice(Trouble)
-    run_id = fields.UUID(allow_none=True, metadata={"description": "The run that opened it."})
-    scheduled_for = Instant(allow_none=True, metadata={"description": "Its slot."})
-    note = fields.String(allow_none=True)
-    count = fields.Integer(metadata={"description": "How many runs or slots it is about by now."})
-    reopened = fields.Integer(metadata={"description": "How often it came back soon after it was over."})
-    opened_at = Instant()
-    last_at = Instant(metadata={"description": "When the last of these came to it."})
-    closed_at = Instant(allow_none=True)
-    ending = Choice(
-        Ending,
-        allow_none=True,
-        metadata={"description": "`well`: it is well again; `over`: no slot is left that could show it."},
-    )
-
-    @ma.pre_dump
-    def _flatten(self, incident: models.Incident, **_: Any) -> Fields:
-        return {name: getattr(incident, name) for name in self.fields}
-
-
-class AttemptSchema(Schema):
-    """One try of a run."""
-
-    attempt = fields.Integer()
-    worker = fields.String(allow_none=True)
-    started_at = Instant(allow_none=True)
-    finished_at = Instant(allow_none=True)
-    outcome = fields.String()
-    error = fields.Nested(FailureSchema, allow_none=True)
-
-
-class RunDetailSchema(RunSchema):
-    """A run with its attempts."""
-
-    attempts = fields.List(fields.Nested(AttemptSchema))
-
-    @ma.pre_dump
-    def _derive(self, detail: queries.RunDetail, **_: Any) -> Fields:
-        return self._row(detail.run) | {"attempts": [*detail.attempts, *current(detail)]}
-
-
-class ParameterSchema(Schema):
-    """A parameter of a target's function."""
-
-    name = fields.String()
-    kind = fields.String(metadata={"enum": [*signatures.KINDS]})
-    default = fields.String(allow_none=True, metadata={"description": "As Python; null: it must be given."})
-    annotation = fields.String(allow_none=True, metadata={"description": "As Python."})
-
-
-class TargetSchema(Schema):
-    """What a task can call."""
-
-    name = fields.String()
-    queue = fields.String()
-    signature = fields.String()
-    parameters = fields.List(
-        fields.Nested(ParameterSchema), allow_none=True, metadata={"description": "null: nobody has told."}
-    )
-    documentation = fields.String()
-    last_seen_at = Instant()
-    available = fields.Boolean(metadata={"description": "Whether a live worker offers it right now."})
-
-    @ma.pre_dump
-    def _flatten(self, detail: queries.TargetDetail, **_: Any) -> Fields:
-        columns = self.fields.keys() - {"available"}
-        return {name: getattr(detail.target, name) for name in columns} | {"available": detail.available}
-
-
-def load(schema: ma.Schema, data: Fields) -> Fields:
-    """What a client gave, checked. Raises Invalid, field by field."""
-    try:
-        return dict(schema.load(data))
-    except ma.ValidationError as exc:
-        by_field = cast("dict[str, Any]", exc.messages)
-        raise errors.Invalid(errors={field: fold(inner) for field, inner in by_field.items()}) from exc
-
-
-def fold(messages: Any) -> Any:
-    """Messages on an object as a whole stand in marshmallow's `_schema`; they belong to the field that holds it."""
-    if not isinstance(messages, dict):
-        return messages
-    if messages.keys() == {"_schema"}:
-        return messages["_schema"]
-    return {field: fold(inner) for field, inner in messages.items()}
-
-
-def lateness(run: models.Run) -> float | None:
-    """Milliseconds from the slot to the start of the first attempt; None before that, and for a backfill, whose slot
-    was over when it was asked for."""
-    if run.started_at is None or run.trigger == Trigger.BACKFILL:
-        return None
-    return round((run.started_at - run.scheduled_for) / timedelta(milliseconds=1), 1)
-
-
-def current(detail: queries.RunDetail) -> list[Fields]:
-    """The attempt that stands in the run itself, where it has started; it may be a past one that waits for the next.
-
-    When another app's attempt started is not known; that it did is known once the app has answered.
-    """
-    run = detail.run
-    began = run.attempt_started_at is not None or run.state in {RunState.SUCCEEDED, RunState.FAILED}
-    if not began or run.attempt in {past.attempt for past in detail.attempts}:
-        return []
-    return [
-        {
-            "attempt": run.attempt,
-            "worker": run.worker,
-            "started_at": run.attempt_started_at,
-            "finished_at": run.finished_at,
-            "outcome": outcome(run),
-            "error": run.error,
-        }
-    ]
-
-
-def outcome(run: models.Run) -> str:
-    """The same words that past attempts are kept with: a failure is named by its reason."""
-    if run.finished_at is None:
-        return str(RunState.RUNNING)
-    failed_by = run.reason if run.state == RunState.FAILED and run.reason != Reason.ERROR else None
-    return str(failed_by or run.state)
