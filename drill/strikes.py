@@ -100,8 +100,8 @@ def each_replaced(site: Site) -> Iterator[None]:
     """As an upgrade does it: another process is up before one is told to stop, and goes when that is back."""
     for kind in KINDS:
         for process in site.stack.of(kind):
-            with _beside(site, kind):
-                _renew(site, process)
+            with _beside(site, kind) as spare:
+                _renew(site, process, spare)
     yield
 
 
@@ -112,42 +112,41 @@ def release_replaced(site: Site) -> Iterator[None]:
     site.stack.migrate()
     time.sleep(BESIDE)
     with ExitStack() as beside:
-        for kind in KINDS:
-            beside.enter_context(_beside(site, kind))
+        spares = {kind: beside.enter_context(_beside(site, kind)) for kind in KINDS}
         time.sleep(BESIDE)
         for process in tuple(site.stack.processes.values()):
-            _renew(site, process)
+            _renew(site, process, spares[process.kind])
     site.stack.previous = False
     yield
 
 
 @contextmanager
-def _beside(site: Site, kind: str) -> Iterator[None]:
+def _beside(site: Site, kind: str) -> Iterator[Process]:
     """One more process of a kind, up. A web is what the load asks meanwhile."""
     is_web = kind == "web"
     own = {"PORT": str(processes.free_port())} if is_web else site.stack.own(f"{kind}.spare")
     with site.stack.spare(kind, **own) as spare:
         _wait_up(site, spare)
         if not is_web:
-            yield
+            yield spare
             return
         site.workload.ask(stack.api(_port(spare)))
         try:
-            yield
+            yield spare
         finally:
             site.workload.ask(site.stack.api)
             time.sleep(DRAIN)
 
 
-def _renew(site: Site, process: Process) -> None:
-    """Replaces a process of the stack. One like it is up; of a web, whoever asks is led there before it is stopped."""
-    if process.kind != "web":
-        _wait_up(site, site.stack.renew(process.name))
-        return
-    site.stack.port = site.workload.api.base_url.port or 0
-    time.sleep(DRAIN)
+def _renew(site: Site, process: Process, spare: Process) -> None:
+    """Replaces a process of the stack, beside one that is up. Whoever asks a web is led there before it is stopped."""
+    is_web = process.kind == "web"
+    if is_web:
+        site.stack.port = _port(spare)
+        time.sleep(DRAIN)
     _wait_up(site, site.stack.renew(process.name))
-    site.stack.port = _port(process)
+    if is_web:
+        site.stack.port = _port(process)
 
 
 def _wait_up(site: Site, process: Process) -> None:
