@@ -22,7 +22,7 @@ AGAIN_AFTER = 1.0
 PATIENCE = 600.0
 """Seconds of trying: a backup that is under way keeps tables for its whole time."""
 
-log = logging.getLogger("alembic.runtime.migration")
+log = logging.getLogger(__name__)  # what Alembic says of itself goes nowhere
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
