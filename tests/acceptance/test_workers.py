@@ -230,7 +230,13 @@ def succeeded(stack, task, queue):
     return [run for run in stack.runs(task) if run["state"] == "succeeded" and run["queue"] == queue]
 
 
+def only_rabbitmq(stack):
+    if not is_amqp(stack):
+        pytest.skip("only RabbitMQ has queues with arguments")
+
+
 def test_tasks_move_to_another_queue_and_no_slot_is_late(stack, task_of):
+    only_rabbitmq(stack)
     old, new = "test.moved", "test.moved.2"
     stack.start("worker", 2, options=f"--concurrency=1 -Q {old},{new}")
     try:
@@ -254,8 +260,7 @@ def test_tasks_move_to_another_queue_and_no_slot_is_late(stack, task_of):
 
 
 def test_a_queue_that_stands_with_other_arguments_is_said_and_loses_nothing(stack, task_of):
-    if not is_amqp(stack):
-        pytest.skip("only RabbitMQ has queues with arguments")
+    only_rabbitmq(stack)
     odd, fine = "test.odd", "test.fine"
     with channel(stack) as to:
         to.queue_delete(odd)
