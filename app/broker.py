@@ -138,7 +138,10 @@ def declare() -> None:
     """Declares the dead-letter queue, which nobody consumes and so nobody else declares."""
     with celery_app.connection_for_write() as connection:
         connection.ensure_connection(interval_start=0.1, interval_step=0.2, interval_max=1)
-        queue(DEAD_LETTERS)(connection.default_channel).declare()
+        try:
+            queue(DEAD_LETTERS)(connection.default_channel).declare()
+        except connection.channel_errors as exc:
+            log.error("queue %s cannot be declared, it is used as it is: %s", DEAD_LETTERS, exc)  # noqa: TRY400
 
 
 def depth(name: str) -> int | None:

@@ -134,9 +134,9 @@ def _site(env: Mapping[str, str]) -> Site:
     )
 
 
-def migrate(line: str, env: Mapping[str, str]) -> None:
-    """Brings the database up to date. Raises StartError."""
-    done = subprocess.run(shell(line), cwd=ROOT, env=env, check=False, start_new_session=True)
+def migrate(line: str, env: Mapping[str, str], root: Path = ROOT) -> None:
+    """Brings the database up to date with the code at `root`. Raises StartError."""
+    done = subprocess.run(shell(line), cwd=root, env=env, check=False, start_new_session=True)
     if done.returncode:
         raise StartError(f"the migration failed with code {done.returncode}; its lines above say why")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy import processes
 from deploy.processes import StartError
-from drill import campaign, faults, report, stores
+from drill import campaign, faults, releases, report, stores
 from drill.campaign import Plan, Result
 from drill.faults import Fault
 
@@ -25,6 +25,9 @@ def main() -> int:
     if not own_rabbitmq:
         _tell("RabbitMQ's programs are not installed: the faults that stop it are left out")
     rows = faults.all_faults(given.seed, own_rabbitmq=own_rabbitmq)
+    if not releases.is_there():
+        _tell("there is no git, or no history: the upgrade from the previous release is left out")
+        rows = [row for row in rows if not row.previous]
     if given.soak:
         return _drill([faults.soak(given.soak, given.seed, own_rabbitmq=own_rabbitmq)], plan, given)
     if given.list:

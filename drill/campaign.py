@@ -11,7 +11,7 @@ from pathlib import Path
 from drill import checker, ledger, meter, oracle, stack, witness
 from drill.checker import Judged, Offence, Outcome, Verdict
 from drill.faults import Bound, Fault, Variant
-from drill.history import Call
+from drill.history import Answer, Call
 from drill.ledger import Row
 from drill.oracle import Demand
 from drill.stack import Stack
@@ -108,6 +108,11 @@ class Result:
     def after_heal(self) -> float:
         return max((each.after_heal for each in self.verdict.faults), default=0.0) if self.verdict else 0.0
 
+    @property
+    def p99(self) -> float:
+        """Of the worst hit."""
+        return max((each.p99 for each in self.verdict.faults), default=0.0) if self.verdict else 0.0
+
 
 def run(faults: Sequence[Fault], plan: Plan, seed: int, tell: Tell, logs: Path | None = None) -> Iterator[Result]:
     """Commits each fault; yields what came of it. A stack serves until a fault has left it broken: then its logs
@@ -115,10 +120,10 @@ def run(faults: Sequence[Fault], plan: Plan, seed: int, tell: Tell, logs: Path |
     current: Stack | None = None
     with ExitStack() as exits:
         for fault in faults:
-            if current is None or current.replicated != fault.replicated:
+            if current is None or (current.replicated, current.previous) != (fault.replicated, fault.previous):
                 exits.close()
                 tell("starting a stack of its own")
-                current = exits.enter_context(stack.running(replicated=fault.replicated))
+                current = exits.enter_context(stack.running(replicated=fault.replicated, previous=fault.previous))
             result = attack(current, fault, plan, random.Random(f"{seed} {fault.name}"), tell)
             yield result
             if not result.kept:
@@ -209,6 +214,8 @@ def breaches(result: Result, verdict: Verdict) -> list[str]:
     found = [f"{count} {kind}" for kind, count in verdict.counts.items() if kind not in tolerated]
     if bound.worst is not None and verdict.worst > bound.worst:
         found.append(f"worst lateness {verdict.worst:.1f} s")
+    if bound.p99 is not None and result.p99 > bound.p99:
+        found.append(f"p99 of lateness {result.p99:.2f} s")
     if bound.after is not None:
         if result.after_heal > bound.after:
             found.append(f"last start {result.after_heal:.1f} s after the heal")
@@ -221,8 +228,11 @@ def breaches(result: Result, verdict: Verdict) -> list[str]:
     ]
     if not bound.restarts and result.restarts:
         found.append(f"{result.restarts} processes ended")
-    if bad := {answer: count for answer, count in result.answers.items() if answer not in FINE_ANSWERS}:
+    fine = {"200"} if bound.unnoticed else FINE_ANSWERS
+    if bad := {answer: count for answer, count in result.answers.items() if answer not in fine}:
         found.append(f"the API answered {bad}")
+    if bound.unnoticed and (undone := [call for call in result.calls if call.answer != Answer.ACKNOWLEDGED]):
+        found.append(f"{len(undone)} requests were not done")
     return found
 
 

@@ -73,6 +73,8 @@ class FaultVerdict:
     late: int
     worst: float
     """Worst lateness of those that were due within it."""
+    p99: float
+    """What 99 in a hundred of these stay within."""
     after_heal: float
     """From the heal to the last start of those that waited at it; 0 where none did."""
 
@@ -312,12 +314,18 @@ def _of_fault(fault: Fault, judged: Sequence[Judged]) -> FaultVerdict:
         on_time=outcomes[Outcome.ON_TIME],
         late=outcomes[Outcome.LATE],
         worst=_worst(within),
+        p99=_p99(within),
         after_heal=max(waited, default=timedelta(0)).total_seconds(),
     )
 
 
 def _worst(judged: Iterable[Judged]) -> float:
     return max((each.lateness for each in judged if each.lateness is not None), default=0.0)
+
+
+def _p99(judged: Iterable[Judged]) -> float:
+    late = sorted(each.lateness for each in judged if each.lateness is not None)
+    return late[(len(late) * 99 + 99) // 100 - 1] if late else 0.0
 
 
 def _named(slot: Slot) -> str:

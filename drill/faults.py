@@ -42,12 +42,16 @@ class Bound:
 
     worst: float | None = None
     """Seconds of lateness, of any slot."""
+    p99: float | None = None
+    """Seconds of lateness, of 99 in a hundred of the slots that were due within a hit."""
     after: float | None = None
     """Seconds from the heal to the last start of what waited for it."""
     restarts: bool = True
     """Whether a process may end."""
     flat: bool = False
     """Whether memory, files and connections must not grow."""
+    unnoticed: bool = False
+    """Whether every request must be answered, and done."""
     executed_twice: bool = False
     """Whether a run may be executed twice without a second attempt on record."""
 
@@ -55,8 +59,12 @@ class Bound:
         words = []
         if self.worst is not None:
             words.append(f"late ≤ {self.worst:g} s")
+        if self.p99 is not None:
+            words.append(f"p99 ≤ {self.p99:g} s")
         if self.after is not None:
             words.append(f"≤ {self.after:g} s after the heal")
+        if self.unnoticed:
+            words.append("no request fails")
         if not self.restarts:
             words.append("no restarts")
         if self.flat:
@@ -81,6 +89,8 @@ class Fault:
     """Seconds from one hit to the next, unless that heals too late for it."""
     replicated: bool = False
     """Whether it needs stores that fail over."""
+    previous: bool = False
+    """Whether it needs processes of the previous release."""
     needs_rabbitmq: bool = False
     """Whether it stops RabbitMQ, which must then be the drill's own."""
     in_short: bool = False
@@ -272,14 +282,23 @@ SINGLE: tuple[Fault, ...] = (
     ),
 )
 
-UPGRADE = Fault(
-    name="every process replaced",
-    variants=_one("every process replaced", strikes.each_replaced, ["beat", "worker"]),
-    bound=Bound(worst=8),
-    hits=2,
-    between=15,
+UPGRADES = (
+    Fault(
+        name="every process replaced",
+        variants=_one("every process replaced", strikes.each_replaced, KINDS),
+        bound=Bound(worst=8, p99=1, unnoticed=True),
+        hits=2,
+        between=15,
+    ),
+    Fault(
+        name="upgrade from the previous release",
+        variants=_one("upgrade from the previous release", strikes.release_replaced, ["PostgreSQL", *KINDS]),
+        bound=Bound(worst=8, p99=1, unnoticed=True),
+        hits=1,
+        previous=True,
+    ),
 )
-"""No fault: what everybody does with each release."""
+"""No faults: what everybody does with each release."""
 
 PAIRS = 20
 
@@ -337,10 +356,9 @@ def soak(minutes: int, seed: int, *, own_rabbitmq: bool = True) -> Fault:
 
 def all_faults(seed: int, *, own_rabbitmq: bool) -> list[Fault]:
     """Every row, but those that stop a RabbitMQ that is not the drill's own. Those of one stack stand together."""
-    rows = [*SINGLE, UPGRADE, pairs(seed, own_rabbitmq=own_rabbitmq)]
-    return sorted(
-        (fault for fault in rows if own_rabbitmq or not fault.needs_rabbitmq), key=lambda fault: fault.replicated
-    )
+    rows = [*SINGLE, *UPGRADES, pairs(seed, own_rabbitmq=own_rabbitmq)]
+    usable = (fault for fault in rows if own_rabbitmq or not fault.needs_rabbitmq)
+    return sorted(usable, key=lambda fault: (fault.replicated, fault.previous))
 
 
 def joined(name: str, faults: Sequence[Fault], *, bound: Bound | None = None) -> Fault:

@@ -52,8 +52,10 @@ def _cells(result: Result) -> tuple[str, ...]:
         verdict.counts[Offence.EARLY],
         verdict.counts[Offence.PHANTOM],
     )
-    seconds = (verdict.worst, result.after_heal)
-    return (result.fault, hits, *map(str, numbers), *(f"{each:.1f} s" for each in seconds), *end)
+    worst = f"{verdict.worst:.1f} s"
+    if result.bound.p99 is not None:
+        worst += f", p99 {result.p99:.2f} s"
+    return (result.fault, hits, *map(str, numbers), worst, f"{result.after_heal:.1f} s", *end)
 
 
 def write(results: Sequence[Result], path: Path) -> None:

@@ -24,7 +24,7 @@ from app.settings import Settings
 from beat import entries
 from deploy import embedded, processes, server
 from deploy.processes import StartError
-from drill import cluster, links, sentinels, standby, stores
+from drill import cluster, links, releases, sentinels, standby, stores
 from drill.links import Link
 
 ROOT = Path(__file__).parent.parent
@@ -47,15 +47,15 @@ STOP_WITHIN = 15.0
 class Process:
     """One process of the stack, and its keeper, which starts it again whenever it ends."""
 
-    def __init__(self, name: str, line: str, env: Mapping[str, str], logs: Path) -> None:
+    def __init__(self, name: str, env: Mapping[str, str], logs: Path, root: Path = ROOT) -> None:
         self.name = name
-        self.line = line
         self.env = dict(env)
         self.ends = 0
         """How often it ended, whether it was told to or not."""
         self.log = logs / f"{name}.log"
+        line = _lines(root)[self.kind] + OPTIONS.get(self.kind, "")
         # the environment is read anew at each start
-        program = processes.Program(name=name, argv=server.shell(line), cwd=ROOT, env=self.env, log=self.log)
+        program = processes.Program(name=name, argv=server.shell(line), cwd=root, env=self.env, log=self.log)
         self.keeper = processes.Keeper(program, self._note)
         self._log_from = 0
 
@@ -144,8 +144,11 @@ class Stack:
     links: dict[tuple[str, str], Link]
     processes: dict[str, Process] = field(default_factory=dict)
     port: int = 0
+    """Of the web that is asked."""
     replicated: bool = False
     """Whether its stores fail over."""
+    previous: bool = False
+    """Whether its processes are the previous release's, and its schema."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     @property
@@ -155,7 +158,7 @@ class Stack:
 
     @property
     def api(self) -> str:
-        return f"http://127.0.0.1:{self.port}/api/v1"
+        return api(self.port)
 
     def of(self, kind: str) -> list[Process]:
         return [process for process in self.processes.values() if process.kind == kind]
@@ -166,15 +169,28 @@ class Stack:
 
     @contextmanager
     def spare(self, kind: str, **env: str) -> Iterator[Process]:
-        """One more process of a kind, within; whether it ends is not counted."""
+        """One more process of a kind, of this release, within; whether it ends is not counted."""
         first = self.of(kind)[0]
         name = f"{kind}.{len(self.of(kind)) + 1}"
-        process = Process(name, first.line, first.env | env, first.log.parent)
+        process = Process(name, first.env | env, first.log.parent)
         process.start()
         try:
             yield process
         finally:
             processes.stop([process.keeper], patience=STOP_WITHIN)
+
+    def renew(self, name: str) -> Process:
+        """Has a process stop, and starts one of this release in its place."""
+        old = self.processes[name]
+        processes.stop([old.keeper], patience=STOP_WITHIN)
+        new = self.processes[name] = Process(name, old.env, old.log.parent)
+        new.ends = old.ends + 1
+        new.start()
+        return new
+
+    def migrate(self) -> None:
+        """Brings the schema to this release, whatever runs."""
+        _migrate(self, ROOT)
 
     def ends(self) -> int:
         """How often any process ended."""
@@ -182,8 +198,12 @@ class Stack:
 
     def is_ready(self) -> bool:
         """Whether the stores answer over the links, a worker has told its targets, and every beat holds buckets."""
-        site = server.Site(host="127.0.0.1", port=self.port, flower_port=0, admin_key=self.key, flower_login="")
-        return server.is_ready(site) and self._is_shared()
+        return self.answers(self.port) and self._is_shared()
+
+    def answers(self, port: int) -> bool:
+        """Whether a web there reaches the stores."""
+        site = server.Site(host="127.0.0.1", port=port, flower_port=0, admin_key=self.key, flower_login="")
+        return server.is_ready(site)
 
     def _is_shared(self) -> bool:
         with self.redis.client() as client:
@@ -222,23 +242,21 @@ class Stack:
 
 
 @contextmanager
-def running(*, replicated: bool = False) -> Iterator[Stack]:
+def running(*, replicated: bool = False, previous: bool = False) -> Iterator[Stack]:
     """A stack in a temporary folder, up and ready; all of it is ended and removed at the end. Raises StartError."""
     with embedded.temporary() as folder, processes.hold(folder), ExitStack() as exits:
+        root = releases.extract(folder / "previous") if previous else ROOT
         stack = _stores(folder, exits) if not replicated else _replicated(folder, exits)
-        stack.port = processes.free_port()
+        stack.port, stack.previous = processes.free_port(), previous
         (folder / "logs").mkdir()
-        lines = server.read(ROOT / "Procfile")
-        direct = {"DATABASE_URL": stack.database_url, "REDIS_URL": stack.redis.url, "BROKER_URL": stack.broker_url}
-        server.migrate(lines["release"] + " 2>/dev/null", _environment(stack, direct))
+        _migrate(stack, root)
         counts = {"web": 1, "beat": BEATS, "worker": 1}
         for kind, count in counts.items():
-            env = _environment(stack, direct | _linked(stack, kind, direct))
+            env = _environment(stack, _direct(stack) | _linked(stack, kind, _direct(stack)))
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
-                line = lines[kind] + OPTIONS.get(kind, "")
                 own = stack.own(name) if kind == "beat" else {}
-                stack.processes[name] = Process(name, line, env | own, folder / "logs")
+                stack.processes[name] = Process(name, env | own, folder / "logs", root)
         exits.callback(_stop, stack)
         for process in stack.processes.values():
             process.start()
@@ -250,6 +268,24 @@ def _stop(stack: Stack) -> None:
     processes.stop([process.keeper for process in stack.processes.values()], patience=STOP_WITHIN)
     for link in stack.links.values():
         link.close()
+
+
+def api(port: int) -> str:
+    """The API of a web there."""
+    return f"http://127.0.0.1:{port}/api/v1"
+
+
+def _lines(root: Path) -> dict[str, str]:
+    return server.read(root / "Procfile")
+
+
+def _migrate(stack: Stack, root: Path) -> None:
+    server.migrate(_lines(root)["release"] + " 2>/dev/null", _environment(stack, _direct(stack)), root)
+
+
+def _direct(stack: Stack) -> dict[str, str]:
+    """The stores' URLs over no link."""
+    return {"DATABASE_URL": stack.database_url, "REDIS_URL": stack.redis.url, "BROKER_URL": stack.broker_url}
 
 
 def _health_file(folder: Path, name: str) -> Path:
@@ -325,9 +361,8 @@ class Asker:
 
     def __init__(self, stack: Stack) -> None:
         self.answers: dict[str, int] = {}
-        self._client = httpx.Client(
-            base_url=stack.api, headers={"Authorization": f"Bearer {stack.key}"}, timeout=30, trust_env=False
-        )
+        self._stack = stack
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {stack.key}"}, timeout=30, trust_env=False)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="asker", daemon=True)
 
@@ -343,7 +378,7 @@ class Asker:
     def _ask(self) -> None:
         while not self._stopping.wait(0.5):
             try:
-                answer = self._client.get("/tasks", params={"limit": 1})
+                answer = self._client.get(f"{self._stack.api}/tasks", params={"limit": 1})
             except httpx.TransportError as exc:
                 seen = type(exc).__name__
             else:

@@ -17,7 +17,7 @@ import psycopg
 
 from beat import entries
 from deploy import processes
-from drill import links, stores
+from drill import links, stack, stores
 from drill.cluster import Cluster
 from drill.sentinels import Watched
 from drill.stack import BUCKETS, FAIL_POINT, KINDS, Process, Stack
@@ -32,6 +32,12 @@ BACKLOG_AHEAD = 6.0
 
 UP = {"beat": "beat: Starting...", "worker": " ready."}
 """What each says when it is up."""
+
+BESIDE = 15.0
+"""Seconds for which two releases work side by side."""
+
+DRAIN = 2.0
+"""Seconds in which what was asked of a web before is answered."""
 
 PASSED_WITHIN = 60.0
 """Seconds in which an armed process must have passed its fail point."""
@@ -86,21 +92,77 @@ def beats_gone(*, but: int) -> Strike:
     return strike
 
 
+# upgrades
+
+
 @contextmanager
 def each_replaced(site: Site) -> Iterator[None]:
-    """As an upgrade does it: another beat or worker is up before one is told to stop, and goes when that is back."""
-    for kind in ("beat", "worker"):
+    """As an upgrade does it: another process is up before one is told to stop, and goes when that is back."""
+    for kind in KINDS:
         for process in site.stack.of(kind):
-            with site.stack.spare(kind, **site.stack.own(f"{kind}.spare")) as spare:
-                stores.poll(lambda spare=spare: is_up(spare), within=PASSED_WITHIN, what=f"a spare {kind}")  # type: ignore[misc]
-                process.restart()
-                stores.poll(lambda process=process: is_up(process), within=PASSED_WITHIN, what=process.name)  # type: ignore[misc]
+            with _beside(site, kind) as spare:
+                _renew(site, process, spare)
     yield
 
 
-def is_up(process: Process) -> bool:
-    """Whether a beat has ticked, or a worker takes messages, by what it logged since it was started last."""
+@contextmanager
+def release_replaced(site: Site) -> Iterator[None]:
+    """The previous release's processes go on with the new schema, then beside new ones of each kind, and are replaced
+    one by one."""
+    site.stack.migrate()
+    time.sleep(BESIDE)
+    with ExitStack() as beside:
+        spares = {kind: beside.enter_context(_beside(site, kind)) for kind in KINDS}
+        time.sleep(BESIDE)
+        for process in tuple(site.stack.processes.values()):
+            _renew(site, process, spares[process.kind])
+    site.stack.previous = False
+    yield
+
+
+@contextmanager
+def _beside(site: Site, kind: str) -> Iterator[Process]:
+    """One more process of a kind, up. A web is what the load asks meanwhile."""
+    is_web = kind == "web"
+    own = {"PORT": str(processes.free_port())} if is_web else site.stack.own(f"{kind}.spare")
+    with site.stack.spare(kind, **own) as spare:
+        _wait_up(site, spare)
+        if not is_web:
+            yield spare
+            return
+        site.workload.ask(stack.api(_port(spare)))
+        try:
+            yield spare
+        finally:
+            site.workload.ask(site.stack.api)
+            time.sleep(DRAIN)
+
+
+def _renew(site: Site, process: Process, spare: Process) -> None:
+    """Replaces a process of the stack, beside one that is up. Whoever asks a web is led there before it is stopped."""
+    is_web = process.kind == "web"
+    if is_web:
+        site.stack.port = _port(spare)
+        time.sleep(DRAIN)
+    _wait_up(site, site.stack.renew(process.name))
+    if is_web:
+        site.stack.port = _port(process)
+
+
+def _wait_up(site: Site, process: Process) -> None:
+    stores.poll(lambda: is_up(site.stack, process), within=PASSED_WITHIN, what=process.name)
+
+
+def is_up(of: Stack, process: Process) -> bool:
+    """Whether a web answers; whether a beat has ticked, or a worker takes messages, by what it logged since it was
+    started last."""
+    if process.kind == "web":
+        return of.answers(_port(process))
     return any(UP[process.kind] in line for line in process.lines())
+
+
+def _port(web: Process) -> int:
+    return int(web.env["PORT"])
 
 
 # fail points

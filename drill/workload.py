@@ -94,6 +94,10 @@ class Workload:
         schedules = [{"type": "once", "at": at.isoformat()} for _ in range(number)]
         return self._register(schedules, slow_one_in=SLOW_ONE_IN_BURST)
 
+    def ask(self, api: str) -> None:
+        """Asks another web from here on."""
+        self.api.base_url = httpx.URL(api)
+
     @property
     def history(self) -> History:
         """What was asked and answered so far."""

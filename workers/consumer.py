@@ -1,5 +1,5 @@
-"""Celery's consumer with a few habits changed: it reconnects at once, parks what it cannot read, and when it is
-to stop gives back at once what has not started.
+"""Celery's consumer with a few habits changed: it reconnects at once, consumes what queues it can have, parks what it
+cannot read, and when it is to stop gives back at once what has not started.
 
 Celery waits 2, 4, 6 … 30 s between tries, hard-coded; it acknowledges a message that it cannot decode, which
 loses it; and it holds what it has fetched until its last run has ended.
@@ -21,8 +21,8 @@ from app.states import Reason
 from workers import execution, heartbeat, pool, stopping
 from workers.gathering import Gatherer
 
-CALLS_EVERY = 5
-"""Seconds between two looks for a queue `punctual` that could not be consumed."""
+LOOK_EVERY = 5
+"""Seconds between two looks for queues that could not be consumed."""
 
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 """Seconds between tries to reach the broker."""
@@ -47,9 +47,6 @@ log = logging.getLogger(__name__)
 class PatientConsumer(Consumer):  # type: ignore[misc]
     """The consumer of every worker."""
 
-    wants_calls: bool | None = None
-    """Whether this worker was started to answer calls: `-Q` may leave their queue out."""
-
     received = 0
 
     gatherer: Gatherer | None = None
@@ -65,31 +62,48 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # workers need not know each other: less talk, and a start that is a second quicker
         super().__init__(*args, **kwargs | {"without_mingle": True, "without_gossip": True})
+        self.missing: set[str] = set()
+        """Queues that are to be consumed here and cannot be."""
 
     def connect(self) -> Any:
-        """Connects. Where the queue of calls is not to be had, runs are executed all the same.
+        """Connects. A queue that is not to be had keeps this worker from no other.
 
-        Unlike the queues of runs it may lie on one node of a cluster, or be somebody else's making.
+        It may be somebody else's making, of other arguments, or lie on a node of a cluster that is away.
         """
         conn = super().connect()
         queues = self.app.amqp.queues
-        if self.wants_calls is None:
-            self.wants_calls = CALLS_QUEUE in queues.consume_from
-        if self.wants_calls and _can_declare(conn, CALLS_QUEUE):
-            queues.select_add(queues[CALLS_QUEUE])
-        elif self.wants_calls:
-            queues.deselect(CALLS_QUEUE)
-            self.timer.call_after(CALLS_EVERY, self.look_for_calls)
+        for name in {*queues.consume_from} | self.missing:
+            if self._is_there(conn, name):
+                queues.select_add(queues[name])
+            else:
+                queues.deselect(name)
+        self._look_again()
         return conn
 
-    def look_for_calls(self) -> None:
-        """Consumes the queue of calls once it is there."""
-        if not self.connection or CALLS_QUEUE in self.app.amqp.queues.consume_from:
+    def look_for_missing(self) -> None:
+        """Consumes the queues that are there by now."""
+        if not self.connection:
             return
-        if _can_declare(self.connection, CALLS_QUEUE):
-            self.add_task_queue(CALLS_QUEUE)
-        else:
-            self.timer.call_after(CALLS_EVERY, self.look_for_calls)
+        for name in tuple(self.missing):
+            if self._is_there(self.connection, name):
+                self.add_task_queue(name)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self.missing:
+            self.timer.call_after(LOOK_EVERY, self.look_for_missing)
+
+    def _is_there(self, conn: Any, name: str) -> bool:
+        """Whether the queue can be consumed; asked on a channel of its own, as a refusal closes it."""
+        try:
+            with conn.channel() as channel:
+                broker.queue(name)(channel).declare()
+        except conn.channel_errors as exc:
+            log.error("queue %s cannot be consumed, it is looked for again every %d s: %s", name, LOOK_EVERY, exc)  # noqa: TRY400
+            self.missing.add(name)
+            return False
+        self.missing.discard(name)
+        return True
 
     def ensure_connected(self, conn: Any) -> Any:
         failing = False
@@ -191,14 +205,3 @@ def _copy(message: Any, queue: str) -> None:
         message.body, 0, message.content_type, message.content_encoding, message.headers, others
     )
     channel.basic_publish(copy, exchange="", routing_key=queue)  # the broker takes the copy before the ack
-
-
-def _can_declare(conn: Any, name: str) -> bool:
-    """Whether the queue can be consumed; asked on a channel of its own, as a refusal closes it."""
-    try:
-        with conn.channel() as channel:
-            broker.queue(name)(channel).declare()
-    except conn.channel_errors as exc:
-        log.error("queue %s cannot be consumed, no call is answered here for now: %s", name, exc)  # noqa: TRY400
-        return False
-    return True

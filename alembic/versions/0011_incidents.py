@@ -48,9 +48,9 @@ def upgrade() -> None:
     op.create_index('ix_incidents_task', 'incidents', ['task_id', 'kind', 'opened_at'])
     op.create_index('ix_incidents_closed', 'incidents', ['closed_at'], postgresql_where=sa.text('closed_at IS NOT NULL'))
     op.add_column('tasks', sa.Column('notify', postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True))
-    op.add_column('summaries', sa.Column('looked_at', TIME, nullable=True))
-    # of what was late before nobody is told now
-    op.execute("UPDATE summaries SET looked_at = now() WHERE span = 'minute'")
+    # of what was late before nobody is told now; a default fills the column without a word to each row
+    op.add_column('summaries', sa.Column('looked_at', TIME, server_default=sa.func.now(), nullable=True))
+    op.alter_column('summaries', 'looked_at', server_default=None)
 
 
 def downgrade() -> None:

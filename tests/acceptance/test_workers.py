@@ -6,9 +6,11 @@ import re
 import signal
 import uuid
 from contextlib import contextmanager
+from itertools import pairwise
 
+import pytest
 from kombu import Connection
-from stack import at
+from stack import at, parse
 from stores import ROOT, poll
 
 
@@ -217,6 +219,68 @@ def test_what_a_target_logs_names_its_run_and_once_it_is_gone_its_runs_are_rejec
     [run] = stack.ended(task_of(target="passing", schedule={"type": "once", "at": at(0.5)}))
     assert (run["state"], run["reason"]) == ("failed", "rejected")
     assert "passing" in run["error"]["message"]
+
+
+def delete_queue(stack, name):
+    with channel(stack) as to:
+        to.queue_delete(name)
+
+
+def succeeded(stack, task, queue):
+    return [run for run in stack.runs(task) if run["state"] == "succeeded" and run["queue"] == queue]
+
+
+def only_rabbitmq(stack):
+    if not is_amqp(stack):
+        pytest.skip("only RabbitMQ has queues with arguments")
+
+
+def test_tasks_move_to_another_queue_and_no_slot_is_late(stack, task_of):
+    only_rabbitmq(stack)
+    old, new = "test.moved", "test.moved.2"
+    stack.start("worker", 2, options=f"--concurrency=1 -Q {old},{new}")
+    try:
+        poll(lambda: " ready." in stack.tail("worker", 2), within=20)
+        every = {"type": "interval", "every": 1}
+        task = task_of(queue=old, schedule=every, overlap="allow", catchup={"policy": "all"})
+        poll(lambda: len(succeeded(stack, task, old)) >= 2)
+        stack.api.patch(f"/tasks/{task['id']}", json={"queue": new}).raise_for_status()
+        poll(lambda: len(succeeded(stack, task, new)) >= 3)
+        delete_queue(stack, old)
+        poll(lambda: len(succeeded(stack, task, new)) >= 5)
+        stack.api.post(f"/tasks/{task['id']}/pause").raise_for_status()
+        runs = stack.ended(task)
+    finally:
+        stack.stop("worker", 2)
+        delete_queue(stack, new)
+    slots = [parse(run["scheduled_for"]) for run in runs]
+    assert {(later - slot).total_seconds() for slot, later in pairwise(slots)} == {1.0}
+    assert {run["state"] for run in runs} == {"succeeded"}
+    assert max(run["lateness_ms"] for run in runs) < 2_000
+
+
+def test_a_queue_that_stands_with_other_arguments_is_said_and_loses_nothing(stack, task_of):
+    only_rabbitmq(stack)
+    odd, fine = "test.odd", "test.fine"
+    with channel(stack) as to:
+        to.queue_delete(odd)
+        to.queue_declare(odd, durable=True, auto_delete=False)
+    stack.start("worker", 2, options=f"--concurrency=1 -Q {odd},{fine}")
+    try:
+        now = {"type": "now"}
+        waiting, [run] = task_of(queue=odd, schedule=now), stack.ended(task_of(queue=fine, schedule=now), within=20)
+        assert run["state"] == "succeeded"
+        assert f"queue {odd} cannot be consumed" in stack.tail("worker", 2)
+        told = poll(lambda: stack.api.get("/cluster").json()["set_aside"]["queues"])
+        assert {(each["name"], "PRECONDITION_FAILED" in each["reason"]) for each in told} == {(odd, True)}
+        assert [each["state"] for each in stack.runs(waiting)] == ["pending"]
+        delete_queue(stack, odd)
+        [run] = stack.ended(waiting, within=20)
+        assert (run["state"], run["attempt"]) == ("succeeded", 1)
+    finally:
+        stack.stop("worker", 2)
+        delete_queue(stack, odd)
+        delete_queue(stack, fine)
 
 
 def test_a_worker_stops_when_its_runs_have_ended(stack, task_of):

@@ -9,6 +9,26 @@ import pytest
 from app import broker, publishing, settings
 from app.messages import DEAD_LETTERS, Message, Ticket
 
+RUNS = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": 20,
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-routing-key": "punctual.dead",
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+    "x-consumer-timeout": 93_600_000,
+}
+ARGUMENTS = {"default": RUNS, "reports": RUNS, "punctual": {}, "punctual.dead": {"x-queue-type": "quorum"}}
+"""As every release so far declares them."""
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_arguments_of_queues_stay_what_they_are(name):
+    declared = broker.queue(name)
+    assert (declared.queue_arguments or {}, declared.durable, declared.exclusive, declared.auto_delete) == (
+        (ARGUMENTS[name], True, False, False)
+    ), "RabbitMQ refuses a queue that stands with others: see Queue arguments in docs/operations.md"
+
 
 def message(queue="default", **changed):
     ticket = Ticket(task=uuid4(), run=uuid4(), slot=datetime.now(UTC), attempt=1)

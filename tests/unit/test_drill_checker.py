@@ -193,6 +193,15 @@ def test_figures_add_up():
     assert verdict.valid
 
 
+@pytest.mark.parametrize(("slow", "p99"), [(0, 0.5), (1, 0.5), (2, 5)])
+def test_99_in_a_hundred_of_a_faults_slots_are_no_later_than_its_p99(slow, p99):
+    within = [20 + n / 10 for n in range(100)]
+    rows = [row(n, run=f"r{n}") for n in (*within, 90)]
+    starts = [start(n + (5 if place < slow else 0.5), run=f"r{n}") for place, n in enumerate(within)]
+    verdict = judge([slot(n) for n in (*within, 90)], rows, [*starts, start(99, run="r90")], [FAULT])
+    assert verdict.faults[0].p99 == p99
+
+
 ASSIGNMENTS = {
     "each its own": ([0, 5, 10], [0, 5, 10], 3),
     "one is missing": ([0, 20, 40], [0, 40], 2),

@@ -11,6 +11,7 @@ from drill import campaign, checker, faults, meter, report
 from drill.campaign import Result
 from drill.checker import Offence
 from drill.faults import Bound
+from drill.history import Answer, Call, Deed
 from drill.ledger import Row
 from drill.oracle import Demand, Slot
 from drill.witness import Start
@@ -84,12 +85,33 @@ def test_the_api_may_answer_200_and_503_only():
     assert broken(result) == ["the API answered {'500': 1, 'ReadTimeout': 1}"]
 
 
+def test_the_lateness_of_99_in_a_hundred_is_bound():
+    assert broken(found(Bound(p99=1), **late(1.5), committed=[fault(-1, 1)])) == ["p99 of lateness 1.50 s"]
+    assert broken(found(Bound(p99=1), **late(0.9), committed=[fault(-1, 1)])) == []
+
+
+def call(answer):
+    return Call(task="t", deed=Deed.PAUSE, asked_at=AT, answered_at=AT, answer=answer)
+
+
+def test_what_must_go_unnoticed_leaves_no_request_without_its_answer():
+    answers, calls = {"200": 3, "503": 1}, [call(answer) for answer in Answer]
+    assert broken(found(Bound(), **late(0.1), answers=answers, calls=calls)) == []
+    assert broken(found(Bound(unnoticed=True), **late(0.1), answers=answers, calls=calls)) == [
+        "the API answered {'503': 1}",
+        "2 requests were not done",
+    ]
+    assert broken(found(Bound(unnoticed=True), **late(0.1), answers={"200": 3}, calls=calls[:1])) == []
+
+
 def test_a_table_shows_what_is_broken():
     result = found(Bound(worst=8), **late(9), committed=[fault(-1, 1)])
     result.broken += broken(result)
     header, _, row = report.table([result], markdown=True).splitlines()
     assert header.startswith("| fault | hits | slots |")
     assert row == ("| x | 1 | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 9.0 s | 8.0 s | late ≤ 8 s | BROKEN: worst lateness 9.0 s |")
+    upgrade = found(Bound(p99=1), **late(0.25), committed=[fault(-1, 1)])
+    assert "| 0.2 s, p99 0.25 s | 0.0 s | p99 ≤ 1 s | kept |" in report.table([upgrade], markdown=True)
 
 
 def test_the_details_name_each_slot_that_was_not_on_time(tmp_path):

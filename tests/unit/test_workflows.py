@@ -52,6 +52,11 @@ def test_all_tests_run_with_the_stores_of_compose_and_with_the_oldest_that_are_s
     assert (oldest["python"], newest["python"]) == ("3.11-bookworm", "3.13-trixie")
 
 
+def test_all_tests_have_the_history_in_which_the_previous_release_is():
+    [checkout] = [step for step in JOBS["ci.tests"]["steps"] if step.get("uses", "").startswith("actions/checkout@")]
+    assert checkout["with"]["fetch-depth"] == 0
+
+
 def test_unit_tests_run_on_each_python_that_is_supported():
     wanted = re.search(r'^requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     image = re.search(r"^FROM python:(\d+\.\d+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
