@@ -40,9 +40,7 @@ def trouble(given: argparse.Namespace) -> int:
 
 def tables() -> int:
     """What beats ask of the stores, as a table."""
-    print(
-        "| beats | buckets | runs/s | ticks/s of a beat | Redis: trips/s | keys/s | PostgreSQL: trips/s | transactions/s |"
-    )
+    print("| beats | buckets | runs/s | ticks/s of a beat | Redis: trips/s | keys/s | PostgreSQL: trips/s | trans./s |")
     print("|---|---|---|---|---|---|---|---|")
     for beats, buckets, rate in SIZES:
         cost = costs.measure(beats, buckets, rate)

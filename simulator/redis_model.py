@@ -1,6 +1,6 @@
 """Redis as a beat knows it: its four scripts and what it reads, on a clock that is given.
 
-tests/integration/test_redis_model.py holds its answers against those of a real Redis.
+tests/integration/test_leases.py and test_simulator.py hold its answers against those of a real Redis.
 """
 
 from bisect import bisect_left, bisect_right, insort

@@ -1,7 +1,7 @@
 """What each statement of those who fire means, on tasks and runs in memory.
 
 It knows the very statements that the code has built; another one ends the simulation. A test holds its answers against
-those of a real PostgreSQL: tests/integration/test_tables.py.
+those of a real PostgreSQL: tests/integration/test_simulator.py.
 """
 
 from bisect import bisect_left, insort
@@ -202,7 +202,7 @@ class Tables(Server):
         return self._soonest(left, scheduler.REBUILD_BATCH)
 
     def _soonest(self, tasks: Iterable[SimpleNamespace], limit: int) -> list[Any]:
-        least = sorted(tasks, key=lambda task: (task.next_run_at or EPOCH, task.id))[:limit]
+        least = sorted(tasks, key=lambda task: (task.next_run_at is None, task.next_run_at or EPOCH, task.id))[:limit]
         return [Mirrored(*(getattr(task, name) for name in MIRRORED)) for task in least]
 
     def _setting(self, task_id: UUID, **columns: Any) -> Callable[[], None]:
