@@ -59,7 +59,7 @@ def emptied(system, times):
 
 @pytest.mark.parametrize(
     ("seed", "buckets", "beats", "tasks", "every", "seconds"),
-    [(1, 1024, 60, 2_500, 60, 4), (2, 128, 20, 600, 20, 15), *((seed, 40, 12, 300, 5, 20) for seed in (3, 4, 5))],
+    [(1, 512, 40, 1_500, 60, 3), (2, 128, 20, 600, 20, 10), *((seed, 40, 12, 300, 5, 20) for seed in (3, 4, 5))],
 )
 def test_whatever_happens_no_slot_is_doubled_lost_or_early(seed, buckets, beats, tasks, every, seconds):
     system = emptied(system_of(seed, buckets, beats, tasks, every), times=2)
