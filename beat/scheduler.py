@@ -287,7 +287,7 @@ class Rebuild:
 
     def batch(self) -> Sequence[Any]:
         at, task_id = self.after
-        given = {"buckets": sorted(self.buckets), "after_at": at, "after_id": task_id}
+        given = {"buckets": sorted(self.buckets), "after_at": at, "after_id": task_id, "limit": REBUILD_BATCH}
         with db.transaction() as session:
             rows = db.execute(session, _REBUILD, given).all()
         if rows:
@@ -333,7 +333,7 @@ _REBUILD = (
         > tuple_(bindparam("after_at", type_=DateTime(timezone=True)), bindparam("after_id", type_=Uuid())),
     )
     .order_by(Task.next_run_at, Task.id)
-    .limit(REBUILD_BATCH)
+    .limit(bindparam("limit", type_=Integer()))
 )
 _held = db.rows("held", bucket=SmallInteger())
 _each = (

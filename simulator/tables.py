@@ -22,10 +22,10 @@ from simulator.world import World
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
-MIRRORED = ("id", "bucket", "target", "next_run_at", "state", "version")
 _rows_of: Any = namedtuple  # noqa: PYI024 - the fields are a statement's
 Locked = _rows_of("Locked", [*(column.key for column in dispatch.COLUMNS), "now"])
-Mirrored = _rows_of("Mirrored", MIRRORED)
+Changed = _rows_of("Changed", ["id", "bucket", "target", "next_run_at", "state", "version"])
+Rebuilt = _rows_of("Rebuilt", Changed._fields[:-1])
 
 Meaning = Callable[[Transaction, Given], list[Any]]
 
@@ -131,7 +131,7 @@ class Tables(Server):
         columns = [given[f"after_{name}"] for name in dispatch.AFTER]
         for task_id, next_run_at, last_run_at, run_count, state in zip(*columns, strict=True):
             new = {"next_run_at": next_run_at, "last_run_at": last_run_at, "run_count": run_count}
-            tx.writes.append(self._setting(task_id, **new, state=TaskState(state)))
+            tx.writes.append(self._setting(task_id, **new, state=state))
         return []
 
     def _record(self, tx: Transaction, given: Given) -> list[Any]:
@@ -182,7 +182,7 @@ class Tables(Server):
         rows: list[Any] = []
         for bucket in given["held_bucket"]:
             if changed := self._unmirrored.get(bucket):
-                rows += self._soonest((self.tasks[task_id] for task_id in changed), given["share"])
+                rows += self._soonest((self.tasks[task_id] for task_id in changed), given["share"], Changed)
         return rows
 
     def _mark_mirrored(self, tx: Transaction, given: Given) -> list[Any]:
@@ -199,11 +199,11 @@ class Tables(Server):
         after = given["after_at"], given["after_id"]
         tasks = (self.tasks[task_id] for bucket in given["buckets"] for task_id in self._in_bucket.get(bucket, ()))
         left = (task for task in tasks if task.state == TaskState.ACTIVE and (task.next_run_at, task.id) > after)
-        return self._soonest(left, scheduler.REBUILD_BATCH)
+        return self._soonest(left, given["limit"], Rebuilt)
 
-    def _soonest(self, tasks: Iterable[SimpleNamespace], limit: int) -> list[Any]:
+    def _soonest(self, tasks: Iterable[SimpleNamespace], limit: int, row: Any) -> list[Any]:
         least = sorted(tasks, key=lambda task: (task.next_run_at is None, task.next_run_at or EPOCH, task.id))[:limit]
-        return [Mirrored(*(getattr(task, name) for name in MIRRORED)) for task in least]
+        return [row(*(getattr(task, name) for name in row._fields)) for task in least]
 
     def _setting(self, task_id: UUID, **columns: Any) -> Callable[[], None]:
         return lambda: self._set(self.tasks[task_id], columns)

@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import UUID
@@ -67,19 +68,20 @@ class Now(Tables):
 class Both:
     """A transaction on PostgreSQL and one of the model, which are given the same statements."""
 
-    def __init__(self, tables, connection, *, alone):
-        self.tables = tables
+    def __init__(self, history, connection, *, alone):
+        self.history = history
+        self.tables = history.tables
         self.connection = connection
         self.alone = alone
         self.real = connection.begin()
         self.model = Transaction(alone=alone)
-        self.locked = []
         connection.execute(text("SET LOCAL lock_timeout = '30ms'"))
 
     def execute(self, statement, given):
         answer, expected = self._ask(statement, given), self._expect(statement, given)
         assert comparable(answer) == comparable(expected), (str(statement), given)
         if answer == BLOCKED:
+            self.history.waited += 1
             self.end(keep=False)
             return []
         if self.alone:
@@ -138,28 +140,45 @@ def registered(database, fields):
 @pytest.mark.parametrize("seed", range(8))
 def test_the_model_of_postgresql_answers_as_this_one_does(registered, seed):
     """Transactions that overlap, of the very statements that fire, mirror and send."""
-    history = History(registered, random.Random(seed))
-    with db.engines()[0].connect() as first, db.engines()[0].connect() as second, db.engines()[0].connect() as third:
-        history.go([first, second, third])
-    assert history.blocked_or_skipped
+    history = History(registered, random.Random(seed), Now)
+    history.go()
+    assert history.passed_over
     assert history.tables.runs
 
 
+def test_waiting_is_among_what_is_compared(registered):
+    history = History(registered, random.Random(1), Now)
+    history.go(300)
+    assert history.waited
+
+
+@pytest.mark.parametrize("wall", ["unique", "locks"])
+def test_a_model_that_lacks_a_wall_is_found_out(registered, wall):
+    history = History(registered, random.Random(1), type("Broken", (Now,), {wall: False}))
+    with pytest.raises(AssertionError):
+        history.go(300)
+
+
 class History:
-    def __init__(self, registered, chance):
+    def __init__(self, registered, chance, kind):
         self.chance = chance
-        self.tables = Now(World(1))
+        self.tables = kind(World(1))
         self.ids = [task.id for task in registered]
-        self.blocked_or_skipped = 0
+        self.passed_over = self.waited = 0
         for task in registered:
             columns = {column.key: getattr(task, column.key) for column in Task.__table__.columns}
-            self.tables.register(SimpleNamespace(**columns))
+            self.tables.register(SimpleNamespace(**columns | {"state": str(task.state)}))
 
-    def go(self, connections):
+    def go(self, count=60):
         """Each connection has a transaction, one statement of which is done at a time."""
+        with ExitStack() as stack:
+            connections = [stack.enter_context(db.engines()[0].connect()) for _ in range(3)]
+            self._go(connections, count)
+
+    def _go(self, connections, count):
         began = time.monotonic()
         steps = {connection: iter(()) for connection in connections}
-        for _ in range(60):
+        for _ in range(count):
             connection = self.chance.choice(connections)
             if next(steps[connection], None) is None:
                 steps[connection] = self.transaction(connection)
@@ -173,13 +192,13 @@ class History:
     def transaction(self, connection):
         """A generator of what one does: it yields between two statements."""
         kind = self.chance.choice([self.fire, self.fire, self.fire_overdue, self.mirror, self.rebuild, self.send])
-        return kind(lambda *, alone=False: Both(self.tables, connection, alone=alone))
+        return kind(lambda *, alone=False: Both(self, connection, alone=alone))
 
     def fire(self, begin):
         asked = [*self.some(self.ids), UUID(int=1)]
         both = begin()
         rows = both.execute(dispatch._LOCK, {"task_ids": asked})
-        self.blocked_or_skipped += len(rows) < len(asked) - 1
+        self.passed_over += len(rows) < len(asked) - 1
         yield True
         yield from self.record(both, [row.id for row in rows])
 
@@ -214,18 +233,19 @@ class History:
         done = db.arrays(
             "done", id=[row.id for row in rows], version=[row.version + self.chance.choice([0, 0, 1]) for row in rows]
         )
-        before = len(self.tables.locked)
         begin(alone=True).execute(scheduler._MARK_MIRRORED, done)
-        self.blocked_or_skipped += before > 0
 
     def rebuild(self, begin):
         at, task_id = self.chance.choice([scheduler.BEGINNING, (SLOT + timedelta(seconds=2), self.ids[2])])
-        begin(alone=True).execute(scheduler._REBUILD, {"buckets": [0, 1], "after_at": at, "after_id": task_id})
+        begin(alone=True).execute(
+            scheduler._REBUILD,
+            {"buckets": [0, 1], "after_at": at, "after_id": task_id} | {"limit": self.chance.randint(1, 4)},
+        )
         yield True
 
     def send(self, begin):
         both = begin()
-        both.execute(outbox._LOCK_PENDING, {"limit": self.chance.randint(1, 4)})
+        both.execute(outbox._LOCK_PENDING, {"limit": 1000})  # those of one firing have no order
         yield True
         if both.is_open:
             both.end(keep=True)

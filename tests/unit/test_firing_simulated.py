@@ -11,6 +11,7 @@ import pytest
 from app import dispatch, policies
 from beat import leases
 from simulator import costs
+from simulator.__main__ import main
 from simulator.firing import CHORES, FiringSystem
 from simulator.judge import judge
 from simulator.tables import Tables
@@ -198,3 +199,10 @@ def test_an_idle_beat_costs_the_same_however_many_buckets_there_are_but_for_the_
     assert many.redis_keys == pytest.approx(8 * few.redis_keys, rel=0.1)
     assert shared.redis_keys == pytest.approx(many.redis_keys, rel=0.1)
     assert shared.redis_round_trips == pytest.approx(4 * many.redis_round_trips, rel=0.05)
+
+
+def test_the_command_says_what_became_of_a_run_through_trouble(capsys, monkeypatch):
+    given = "--beats 4 --buckets 16 --tasks 50 --every 5 --seconds 5"
+    monkeypatch.setattr("sys.argv", ["simulator", *given.split()])
+    assert main() == 0
+    assert "lost=0" in capsys.readouterr().out
