@@ -34,14 +34,53 @@ class Run:
 
 
 PACKED = Run(
-    beat=0.0, worker_main=0.0, worker_process=0.0, postgresql=0.0, broker=0.0, redis=0.0,
-    transactions=0.0, messages=0.0, log_bytes=0.0,
-)  # fmt: skip
+    beat=0.14,
+    worker_main=0.02,
+    worker_process=0.11,
+    postgresql=0.19,
+    broker=0.01,
+    redis=0.01,
+    transactions=0.015,
+    messages=0.01,
+    log_bytes=3860,
+)
 SINGLE = Run(
-    beat=0.0, worker_main=0.0, worker_process=0.0, postgresql=0.0, broker=0.0, redis=0.0,
-    transactions=0.0, messages=0.0, log_bytes=0.0,
-)  # fmt: skip
-RUN_BYTES = 0
+    beat=1.1,
+    worker_main=1.9,
+    worker_process=2.6,
+    postgresql=2.7,
+    broker=1.4,
+    redis=0.01,
+    transactions=2.0,
+    messages=1.3,
+    log_bytes=6020,
+)
+STEADY = Run(
+    beat=1.1,
+    worker_main=0.4,
+    worker_process=1.1,
+    postgresql=0.95,
+    broker=0.33,
+    redis=0.07,
+    transactions=0.9,
+    messages=0.29,
+    log_bytes=3570,
+)
+WAYS = {"20,000 at once, in packs": PACKED, "5,000 at once, single": SINGLE, "100/s at random instants": STEADY}
+
+TITLES = {
+    "beat": ("beats", "ms"),
+    "worker_main": ("a worker's main process", "ms"),
+    "worker_process": ("its processes", "ms"),
+    "postgresql": ("PostgreSQL", "ms"),
+    "broker": ("RabbitMQ", "ms"),
+    "redis": ("Redis", "ms"),
+    "transactions": ("transactions", ""),
+    "messages": ("messages", ""),
+    "log_bytes": ("PostgreSQL's log", "bytes"),
+}
+
+RUN_BYTES = 940
 TASK_BYTES = 0
 ENTRY_BYTES = 720
 """On disk, with indexes, and in Redis."""
@@ -73,6 +112,9 @@ class Prices:
 
 USED = 0.6
 """The share of a core, or of a process, that may be used in the busiest hour."""
+
+FEW = 100
+"""Runs per second up to which a firing is of a run or two."""
 
 BEATS_AT_LEAST = 3
 PROCESSES_PER_WORKER = 16
@@ -157,10 +199,23 @@ def need(load: Load, prices: Prices) -> Need:
 _PROCESSOR = ("beat", "worker_main", "worker_process", "postgresql", "broker", "redis")
 
 
+def measured() -> str:
+    """What runs take, and how many of them a core carries, in Markdown."""
+    lines = [f"| per run | {' | '.join(WAYS)} |", f"|{'---|' * (len(WAYS) + 1)}"]
+    for name, (title, unit) in TITLES.items():
+        values = [getattr(run, name) for run in WAYS.values()]
+        lines.append(f"| {title} | {' | '.join(f'{_shown(value)} {unit}'.rstrip() for value in values)} |")
+    for name in _PROCESSOR:
+        rates = [1000 * USED / getattr(run, name) for run in WAYS.values()]
+        lines.append(f"| runs/s that a core carries: {TITLES[name][0]} | {' | '.join(map(_shown, rates))} |")
+    return "\n".join(lines)
+
+
 def _mean(load: Load) -> Run:
     """What a run takes in the mean of both ways to travel."""
+    single = STEADY if load.per_second <= FEW else SINGLE
     shares = {
-        field.name: load.packed * getattr(PACKED, field.name) + (1 - load.packed) * getattr(SINGLE, field.name)
+        field.name: load.packed * getattr(PACKED, field.name) + (1 - load.packed) * getattr(single, field.name)
         for field in fields(Run)
     }
     return Run(**shares)
