@@ -1,6 +1,13 @@
-"""The one place that reads the wall clock. Everything else takes `now` as an argument."""
+"""The one place that reads the wall clock. Everything else takes `now` as an argument.
 
+What fires reads the seconds that pass, and rests, here too: the simulator has time of its own.
+"""
+
+import time
 from datetime import UTC, datetime
+
+monotonic = time.monotonic
+sleep = time.sleep
 
 
 def now() -> datetime:

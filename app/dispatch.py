@@ -10,7 +10,6 @@ each finds nothing due any more, or a slot that is recorded already.
 
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, failpoints, incidents, outbox, packs, policies, runs, schedules
+from app import clock, db, errors, failpoints, incidents, outbox, packs, policies, runs, schedules
 from app.messages import Message, Parcel, Ticket
 from app.models import Task
 from app.policies import Fate
@@ -117,10 +116,10 @@ def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
     has been claimed and needs no mark any more.
     """
     with db.transaction() as session:
-        rows, read_at = _lock(session, task_ids), time.monotonic()
+        rows, read_at = _lock(session, task_ids), clock.monotonic()
         now = rows[0].now if rows else db.now(session)
         fired = _record_due(session, now, task_ids, rows)
-    sent_at = now + timedelta(seconds=time.monotonic() - read_at)
+    sent_at = now + timedelta(seconds=clock.monotonic() - read_at)
     return replace(fired, sent=publish_all(publish, [message.stamped(sent_at) for message in fired.messages]))
 
 
@@ -131,11 +130,11 @@ def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fi
     """
     with db.transaction() as session:
         now = db.now(session)
-        late = select(Task.id).where(Task.state == TaskState.ACTIVE, Task.next_run_at <= now - overdue)
-        task_ids = session.scalars(late.order_by(Task.next_run_at).limit(limit).with_for_update(skip_locked=True)).all()
+        late = db.execute(session, _LOCK_OVERDUE, {"until": now - overdue, "limit": limit})
+        task_ids = late.scalars().all()
         fired = record_due(session, now, task_ids)
         if task_ids:
-            db.execute(session, _MIRROR_AGAIN, {"task_ids": list(task_ids)})
+            db.execute(session, _MIRROR_AGAIN, {"task_ids": task_ids})
     send(publish, fired.messages)
     return fired
 
@@ -217,9 +216,9 @@ def _plans(due: Sequence[Any], now: datetime) -> tuple[list[_Plan], dict[UUID, s
     plans: list[_Plan] = []
     poisoned: dict[UUID, str] = {}
     count = 0
-    end = time.monotonic() + PLANNING
+    end = clock.monotonic() + PLANNING
     for task in due:
-        if time.monotonic() > end or count > MAX_RUNS:
+        if clock.monotonic() > end or count > MAX_RUNS:
             break
         try:
             plans.append(_plan(task, now))
@@ -298,7 +297,7 @@ def _advance(session: Session, plans: Sequence[_Plan], made: Mapping[UUID, int])
 def _missing(session: Session, asked: Collection[UUID], found: Collection[UUID]) -> set[UUID]:
     """Those that are no tasks at all, as against those that somebody else holds."""
     absent = set(asked) - set(found)
-    return absent - set(session.scalars(select(Task.id).where(Task.id.in_(absent)))) if absent else set()
+    return absent - set(db.execute(session, _THERE, {"task_ids": list(absent)}).scalars()) if absent else set()
 
 
 _SKIPPED = {Fate.MISS: Reason.MISSED, Fate.SKIP: Reason.OVERLAP}
@@ -306,6 +305,14 @@ _SKIPPED = {Fate.MISS: Reason.MISSED, Fate.SKIP: Reason.OVERLAP}
 # Built once.
 _AMONG = Task.id == any_(bindparam("task_ids", type_=ARRAY(Uuid())))
 _LOCK = select(*COLUMNS, func.clock_timestamp().label("now")).where(_AMONG).with_for_update(skip_locked=True)
+_LOCK_OVERDUE = (
+    select(Task.id)
+    .where(Task.state == TaskState.ACTIVE, Task.next_run_at <= bindparam("until", type_=DateTime(timezone=True)))
+    .order_by(Task.next_run_at)
+    .limit(bindparam("limit", type_=Integer()))
+    .with_for_update(skip_locked=True)
+)
+_THERE = select(Task.id).where(_AMONG)
 _MIRROR_AGAIN = update(Task).where(_AMONG).values(mirrored_version=0)
 
 _after = db.rows("after", **AFTER)

@@ -4,11 +4,12 @@ Whoever takes a run out owns its sending for a while; where that fails, it is ta
 sent twice, and the claim lets one of the two in.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, DateTime, Select, Uuid, any_, func, literal, select, update
+from sqlalchemy import ARRAY, DateTime, Integer, Select, Uuid, any_, bindparam, func, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app import db, settings
@@ -36,7 +37,7 @@ def take_run(session: Session, run_id: UUID) -> list[Message]:
 
 def take_pending(session: Session, limit: int = BATCH) -> list[Message]:
     """Pending runs that nobody has been sending for a while, as messages; marked as being sent."""
-    return _take(session, select(Run.id, Run.scheduled_for).where(_unsent(SENDING)).order_by(Run.fired_at).limit(limit))
+    return _taken_out(session, db.execute(session, _LOCK_PENDING, {"limit": limit}))
 
 
 def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
@@ -105,7 +106,12 @@ def message(task: Any, run: Run | NewRun) -> Message:
 
 def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> list[Message]:
     """Makes the chosen runs pending and the caller's to send for SENDING seconds; returns their messages."""
-    taken = [(row[0], row[1]) for row in session.execute(chosen.with_for_update(skip_locked=True))]
+    return _taken_out(session, session.execute(chosen.with_for_update(skip_locked=True)), **values)
+
+
+def _taken_out(session: Session, locked: Iterable[Any], **values: Any) -> list[Message]:
+    """The same for runs that are locked already."""
+    taken = [(row[0], row[1]) for row in locked]
     if not taken:
         return []
     chosen_ones = db.arrays("taken", id=(row[0] for row in taken), slot=(row[1] for row in taken))
@@ -116,10 +122,7 @@ def _take(session: Session, chosen: Select[UUID, datetime], **values: Any) -> li
         .execution_options(synchronize_session=False),
         chosen_ones,
     )
-    rows = session.execute(
-        select(Run, Task).join(Task, Task.id == Run.task_id).where(_IS_TAKEN).execution_options(populate_existing=True),
-        chosen_ones,
-    )
+    rows = session.execute(_TAKEN, chosen_ones)
     return [message(task, run) for run, task in rows]
 
 
@@ -133,3 +136,14 @@ def _unsent(age: timedelta = timedelta(0)) -> Any:
     since = func.coalesce(Run.published_at, Run.fired_at)
     fresh = Run.published_at.is_(None) if not age else since < func.statement_timestamp() - age
     return (Run.state == RunState.PENDING) & Run.held.is_(False) & fresh
+
+
+# Built once.
+_LOCK_PENDING = (
+    select(Run.id, Run.scheduled_for)
+    .where(_unsent(SENDING))
+    .order_by(Run.fired_at)
+    .limit(bindparam("limit", type_=Integer()))
+    .with_for_update(skip_locked=True)
+)
+_TAKEN = select(Run, Task).join(Task, Task.id == Run.task_id).where(_IS_TAKEN).execution_options(populate_existing=True)

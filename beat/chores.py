@@ -7,7 +7,6 @@ LOCKED` keeps the beats out of each other's way. A chore that fails is logged an
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -24,6 +23,7 @@ from app import (
     audit,
     broker,
     canary,
+    clock,
     db,
     dispatch,
     durations,
@@ -74,18 +74,18 @@ class Contact:
     After an outage every heartbeat is old: nothing may be called lost before its worker had time to renew it.
     """
 
-    since: float = field(default_factory=time.monotonic)
-    last: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=clock.monotonic)
+    last: float = field(default_factory=clock.monotonic)
 
     def check(self) -> timedelta:
         """How long the contact has held; it is asked each second, and breaks where it was not for a while."""
-        asked = time.monotonic()
+        asked = clock.monotonic()
         try:
             db.ping()
         except errors.Unavailable:
             self.since = math.inf
             raise
-        now = time.monotonic()
+        now = clock.monotonic()
         if self.since == math.inf or asked - self.last > GAP or now - asked > GAP:
             self.since = now
         self.last = now
@@ -129,9 +129,9 @@ class Chores:
         while not self.stopping.is_set():
             pulse.mark("chores")
             for chore in self.all:
-                if time.monotonic() >= chore.next_at and not self.stopping.is_set():
+                if clock.monotonic() >= chore.next_at and not self.stopping.is_set():
                     self.turn(chore)
-            self.stopping.wait(max(0.0, min(chore.next_at for chore in self.all) - time.monotonic()))
+            self.stopping.wait(max(0.0, min(chore.next_at for chore in self.all) - clock.monotonic()))
         self.publisher.close()
 
     def turn(self, chore: Chore) -> None:
@@ -149,7 +149,7 @@ class Chores:
         except Exception:
             log.exception("chore %s failed, it is tried again in %s s", chore.name, chore.every)
         metrics.CHORE_WORK.labels(chore.name).inc(done.work)
-        chore.next_at = time.monotonic() + (0 if done.more else chore.every)
+        chore.next_at = clock.monotonic() + (0 if done.more else chore.every)
 
     def fire_overdue(self) -> Done:
         fired = dispatch.fire_overdue(self.publisher.publish, dispatch.OVERDUE)

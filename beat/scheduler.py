@@ -8,10 +8,9 @@ on afterwards. A tick never blocks for long and never raises because a store is 
 import contextlib
 import logging
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +18,7 @@ import redis
 from redbeat import RedBeatScheduler
 from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
-from sqlalchemy import Integer, SmallInteger, Uuid, bindparam, select, true, tuple_, update
+from sqlalchemy import ARRAY, DateTime, Integer, SmallInteger, Uuid, any_, bindparam, select, true, tuple_, update
 
 from app import bell, clock, db, dispatch, errors, exporter, metrics, outbox, packs, publishing, pulse, settings, traces
 from app.messages import Ticket
@@ -52,6 +51,9 @@ when others would send it again."""
 BATCH = 1000
 REBUILD_BATCH = 2000
 
+BEGINNING = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
+"""Before the first slot of any task."""
+
 log = logging.getLogger(__name__)
 
 
@@ -60,20 +62,11 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def __init__(self, app: Any, lazy: bool = False, **kwargs: Any) -> None:  # noqa: FBT001, FBT002 - Celery's own
         # RedBeat's get_redis finds this client and makes none of its own: behind Sentinels it would make one per call
-        setattr(app, REDBEAT_REDIS_KEY, bell.connect(retry=SigningRetry(NoBackoff(), retries=1)))
+        client = bell.connect(retry=SigningRetry(NoBackoff(), retries=1))
+        setattr(app, REDBEAT_REDIS_KEY, client)
         super().__init__(app, lazy=lazy, **kwargs)
         self.lock_key = None  # RedBeat's one lock per process; ours are one per bucket
-        client = getattr(app, REDBEAT_REDIS_KEY)
-        self.entries = Entries(client)
-        self.leases = Leases(client, settings.load().PUNCTUAL_BUCKETS)
-        self.publisher = publishing.Publisher()
-        self.rebuild = Rebuild()
-        self.hints = client.pubsub(ignore_subscribe_messages=True)
-        self.away: set[str] = set()
-        self.sent: list[Ticket] = []
-        """What was sent and not marked yet."""
-        self.kept_until = 0.0
-        self.node = Node(self.leases, settings.load().PUNCTUAL_HEALTH_PATH)
+        self.equip(client, Leases(client, settings.load().PUNCTUAL_BUCKETS), publishing.Publisher())
         self.watchdog = Watchdog(self.node)
         if not lazy:
             self.chores = Chores(publishing.Publisher(), self.node.announce)
@@ -89,12 +82,25 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             exporter.serve("beat", self.node.gauges)
             traces.start("beat")
 
+    def equip(self, client: Any, leases: Leases, publisher: Any) -> None:
+        """What a turn needs, and no more: neither Celery's part nor threads. The simulator begins here."""
+        self.entries = Entries(client)
+        self.leases = leases
+        self.publisher = publisher
+        self.rebuild = Rebuild()
+        self.hints = client.pubsub(ignore_subscribe_messages=True)
+        self.away: set[str] = set()
+        self.sent: list[Ticket] = []
+        """What was sent and not marked yet."""
+        self.kept_until = 0.0
+        self.node = Node(leases, settings.load().PUNCTUAL_HEALTH_PATH)
+
     def setup_schedule(self) -> None:
         """Nothing: what RedBeat takes from the configuration, Punctual takes from PostgreSQL."""
 
     def tick(self, **_: Any) -> float:
         """One turn. Returns 0, as the waiting is done here; raises nothing, as the next turn may go well."""
-        until = time.monotonic() + MAX_TICK
+        until = clock.monotonic() + MAX_TICK
         pulse.mark("tick")
         try:
             self._turn(until)
@@ -110,20 +116,20 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             return 0.0
         finally:
             self.node.ticked()
-        time.sleep(max(0.0, until - time.monotonic()))
+        clock.sleep(max(0.0, until - clock.monotonic()))
         return 0.0
 
     def _turn(self, until: float) -> None:
         """Keeps what is held in order, rings, then waits for the next slot or a hint."""
         with metrics.TICK.time():
-            if time.monotonic() >= self.kept_until:
+            if clock.monotonic() >= self.kept_until:
                 self._keep()
             next_at = self._ring()
         self._say_back()
         if not self.kept_until:
             return
         if next_at is not None:
-            until = min(until, time.monotonic() + (next_at - clock.now()).total_seconds())
+            until = min(until, clock.monotonic() + (next_at - clock.now()).total_seconds())
         if until > self.kept_until:  # there is time
             self._mark()
         if self._listen(until):
@@ -134,7 +140,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.leases.renew()
         more = self._mirror()
         self._mark()
-        self.kept_until = 0.0 if more else time.monotonic() + KEEP_EVERY
+        self.kept_until = 0.0 if more else clock.monotonic() + KEEP_EVERY
 
     def _mark(self) -> None:
         """Marks what was sent, when most of it has been claimed and needs no mark any more."""
@@ -163,22 +169,22 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _ring(self) -> datetime | None:
         """Fires what is due, batch by batch, while the lease holds. Returns when the next entry is due."""
-        until = time.monotonic() + RING_FOR
+        until = clock.monotonic() + RING_FOR
         while True:
             held = self.leases.held()
             due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
             self._set_aside(due.unreadable)
             if not due.tasks:
                 return due.next_at
-            began = time.monotonic()
+            began = clock.monotonic()
             fired = dispatch.fire(self.publisher.publish, due.tasks)
             self.sent += fired.sent
             self._move(due.tasks, fired)
             if _must_wait(due.tasks, fired):
                 return clock.now() + SHORTLY
             if len(due.tasks) < packs.FEW:
-                return clock.now() + timedelta(seconds=min((time.monotonic() - began) / 2, REST))
-            if time.monotonic() > until:
+                return clock.now() + timedelta(seconds=min((clock.monotonic() - began) / 2, REST))
+            if clock.monotonic() > until:
                 return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
 
     def _set_aside(self, unreadable: dict[str, int]) -> None:
@@ -230,7 +236,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         """Waits until then, or until the bell rings for a held bucket, which it says."""
         if not self.hints.subscribed:
             self.hints.subscribe(bell.CHANNEL)
-        while (left := until - time.monotonic()) > 0:
+        while (left := until - clock.monotonic()) > 0:
             heard = self.hints.get_message(timeout=left)
             hint = bell.Hint.decode(heard["data"]) if heard else None
             if hint is None or hint.bucket not in self.leases.held():
@@ -271,22 +277,19 @@ class Rebuild:
 
     def __init__(self) -> None:
         self.buckets: set[int] = set()
-        self.after: tuple[datetime, UUID] | None = None
+        self.after = BEGINNING
 
     def reset(self, buckets: Collection[int]) -> None:
         """Sets which buckets are to be rebuilt. Another set begins anew: a second writing does no harm."""
         if set(buckets) != self.buckets:
             self.buckets = set(buckets)
-            self.after = None
+            self.after = BEGINNING
 
     def batch(self) -> Sequence[Any]:
-        query = select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state).where(
-            Task.bucket.in_(self.buckets), Task.state == TaskState.ACTIVE
-        )
-        if self.after is not None:
-            query = query.where(tuple_(Task.next_run_at, Task.id) > self.after)
+        at, task_id = self.after
+        given = {"buckets": sorted(self.buckets), "after_at": at, "after_id": task_id, "limit": REBUILD_BATCH}
         with db.transaction() as session:
-            rows = session.execute(query.order_by(Task.next_run_at, Task.id).limit(REBUILD_BATCH)).all()
+            rows = db.execute(session, _REBUILD, given).all()
         if rows:
             self.after = (rows[-1].next_run_at, rows[-1].id)
         return rows
@@ -321,6 +324,17 @@ def _by_bucket(rows: Iterable[Any]) -> dict[int, list[Entry]]:
 
 
 # Built once.
+_REBUILD = (
+    select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state)
+    .where(
+        Task.bucket == any_(bindparam("buckets", type_=ARRAY(SmallInteger()))),
+        Task.state == TaskState.ACTIVE,
+        tuple_(Task.next_run_at, Task.id)
+        > tuple_(bindparam("after_at", type_=DateTime(timezone=True)), bindparam("after_id", type_=Uuid())),
+    )
+    .order_by(Task.next_run_at, Task.id)
+    .limit(bindparam("limit", type_=Integer()))
+)
 _held = db.rows("held", bucket=SmallInteger())
 _each = (
     select(Task.id, Task.bucket, Task.target, Task.next_run_at, Task.state, Task.version)

@@ -30,6 +30,10 @@ BENCHMARKS = {
     "pages": "bench.pages:pages",
     "api": "bench.api:api",
     "day": "bench.days:day",
+    "capacity-packed": "bench.capacity:packed",
+    "capacity-single": "bench.capacity:single",
+    "capacity-steady": "bench.capacity:steady",
+    "capacity-tasks": "bench.capacity:tasks",
 }
 """Each measures once and returns its figures. They read the settings, and so are found when the stores stand."""
 
@@ -37,6 +41,7 @@ GROUPS = {
     "stock": ("burst", "stock-burst", "steady", "stock-steady"),
     "backlogs": ("backlog", "backlog-unpacked", "backlog-packed", "stock-backlog"),
     "size": ("size-1k", "size-100k", "size-1m"),
+    "capacity": ("capacity-packed", "capacity-single", "capacity-steady", "capacity-tasks"),
 }
 
 

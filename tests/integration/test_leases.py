@@ -4,10 +4,10 @@ import random
 import time
 
 import pytest
-from redis_model import RedisModel
 
 from beat import entries, leases
 from beat.leases import Leases
+from simulator.redis_model import RedisModel
 
 BUCKETS = 16
 

@@ -1,10 +1,12 @@
 """The beat, ticked by hand: mirror, ring, rebuild, and whatever is away."""
 
+import re
 from datetime import timedelta
 
 import pytest
 import redis
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
+from stores import ROOT
 
 from app import db, settings, tasks
 from app.models import Run, Task
@@ -16,15 +18,27 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture
-def beat(redis_client, postbox, monkeypatch):
-    """A beat without its chores' thread, which sends to a postbox, and goes on as if a hint had come."""
-    made = PunctualScheduler(celery_app, lazy=True)
-    made.publisher = postbox
-    monkeypatch.setattr(made, "_listen", lambda *_: True)
-    yield made
-    made.leases.release()
-    made.hints.close()
-    made.entries.client.close()
+def start(redis_client, postbox, monkeypatch):
+    """Starts a beat without its chores' thread, which sends to a postbox, and goes on as if a hint had come."""
+    started = []
+
+    def call():
+        made = PunctualScheduler(celery_app, lazy=True)
+        made.publisher = postbox
+        monkeypatch.setattr(made, "_listen", lambda *_: True)
+        started.append(made)
+        return made
+
+    yield call
+    for made in started:
+        made.leases.release()
+        made.hints.close()
+        made.entries.client.close()
+
+
+@pytest.fixture
+def beat(start):
+    return start()
 
 
 def create(fields, **changed):
@@ -207,3 +221,43 @@ def test_a_bell_that_breaks_while_a_beat_listens_raises_nothing(redis_client, mo
     assert beat.leases.held() == set()
     beat.hints.close()
     beat.entries.client.close()
+
+
+def test_buckets_grow_as_the_page_says(start, fields, postbox, redis_client, configure):
+    configure(PUNCTUAL_BUCKETS="4")
+    made = [create(fields, schedule={"type": "interval", "every": 3600}) for _ in range(40)]
+    before = start()
+    before.tick()
+    assert cards(redis_client) == len(made)
+    before.leases.release()
+    configure(PUNCTUAL_BUCKETS="16")
+    after = start()
+    after.tick()
+    spread_tasks(16)
+    redis_client.flushdb()
+    for _ in range(2):
+        after.tick()
+    lie_in = {task.id: [b for b in range(16) if lies_in(redis_client, b, task.id)] for task in made}
+    assert lie_in == {task.id: [task.id.int % 16] for task in made}
+    with db.transaction() as session:
+        session.execute(update(Task).values(next_run_at=db.now(session), mirrored_version=0))
+    for _ in range(2):
+        after.tick()
+    assert sorted(message.ticket.task for message in postbox.sent) == sorted(task.id for task in made)
+
+
+def spread_tasks(number):
+    """Does what the page shows."""
+    page = (ROOT / "docs/scaling.md").read_text()
+    [lines] = re.findall(r"<!-- buckets -->\n```bash\n(.+?)```", page, re.DOTALL)
+    [[bucket, statement]] = re.findall(r'bucket="(.+?)".+?"(UPDATE .+?)"', lines, re.DOTALL)
+    with db.transaction() as session:
+        for first in range(256):
+            shown = (
+                statement.replace("$bucket", bucket).replace("$number", str(number)).replace("${first}", f"{first:02x}")
+            )
+            session.execute(text(shown))
+
+
+def lies_in(client, bucket, task_id):
+    return client.zscore(entries.schedule_key(bucket), entries.prefix(bucket) + str(task_id)) is not None

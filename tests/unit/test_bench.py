@@ -1,7 +1,8 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from bench import figures
+from bench import figures, sizing
 from bench.__main__ import BENCHMARKS, GROUPS, chosen
 from bench.figures import STOCK, Figure, Row
 
@@ -52,3 +53,22 @@ def test_the_page_names_every_benchmark():
     }
     assert named == BENCHMARKS.keys()
     assert {f"`{group}`" for group in GROUPS} <= set(re.findall(r"`[a-z]+`", page))
+
+
+def test_the_page_of_scaling_shows_what_was_measured_and_what_follows_from_it():
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    assert sizing.measured() in page
+    assert sizing.table(sizing.LOADS, sizing.Prices()) in page
+
+
+def test_ten_times_the_runs_take_ten_times_the_processors_and_cost_the_same_each():
+    one = sizing.Load(tasks=0, per_second=1_000, packed=0.5)
+    less, more = (sizing.need(load, sizing.Prices()) for load in (one, replace(one, per_second=10_000)))
+    assert round(more.postgresql_cores / less.postgresql_cores, 6) == 10
+    assert round(more.usd_per_million_runs / less.usd_per_million_runs, 6) == 1
+
+
+def test_packs_spare_processors_and_transactions():
+    single, packed = (sizing.need(sizing.Load(tasks=0, per_second=1_000, packed=p), sizing.Prices()) for p in (0, 1))
+    assert packed.postgresql_cores < single.postgresql_cores / 2
+    assert packed.transactions < single.transactions / 10
