@@ -75,7 +75,7 @@ def test_each_process_counts_what_it_does(stack, shown, task_of):
     assert sum(total(beat, "punctual_messages_total", answer="confirmed") for beat in beats) >= 3
     assert sum(total(beat, "punctual_runs_fired_total", trigger="schedule") for beat in beats) >= 2
     for beat in beats:
-        assert total(beat, "punctual_tick_seconds_count") > 5
+        assert total(beat, "punctual_tick_seconds_count") > 0
         assert total(beat, "punctual_chore_seconds_count", chore="announce") >= 1
         assert total(beat, "punctual_chore_failures_total") == 0
     for each in (*beats, worker, read(stack.port)):
