@@ -24,9 +24,12 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    literal_column,
     null,
     or_,
     select,
+    true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -298,7 +301,17 @@ _RENEW = (
     .returning(Run.id, Run.cancel_reason)
 )
 
+# For each task a look at its own place in `ix_runs_open`, state by state. Asked whether there is one in any open state,
+# PostgreSQL reads all open runs instead and holds each of them against each task: behind a backlog that takes seconds.
 _asked = db.rows("asked", id=Uuid())
-_OPEN_TASKS = select(_asked.c.id).where(
-    select(Run.id).where(Run.task_id == _asked.c.id, Run.state.in_(sorted(OPEN))).exists()
+_one_open = (
+    union_all(
+        *(
+            select(literal_column("1")).where(Run.task_id == _asked.c.id, Run.state == literal_column(f"'{state}'"))
+            for state in sorted(OPEN)
+        )
+    )
+    .limit(literal_column("1"))
+    .lateral("one_open")
 )
+_OPEN_TASKS = select(_asked.c.id).join_from(_asked, _one_open, true())

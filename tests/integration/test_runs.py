@@ -4,10 +4,11 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from firing import fire
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from app import attempts, db, errors, outbox, runs, states, tasks
 from app.messages import Ticket
@@ -366,3 +367,23 @@ def test_an_attempt_given_back_does_not_count_as_one(ticket):
             outbox.take_retries(session)
         ticket = again(ticket)
     assert [past.outcome for past in kept(ticket)] == ["given_back", "failed", "failed"]
+
+
+def test_open_runs_are_looked_for_task_by_task_however_many_others_wait(ticket):
+    """Held against each of them, a burst behind a backlog would take longer than a statement may."""
+    asked = [ticket.task, *(uuid4() for _ in range(100))]
+    given = db.arrays("asked", id=asked)
+    with db.transaction() as session:
+        many = (
+            "INSERT INTO runs SELECT (jsonb_populate_record(r, jsonb_build_object('id', gen_random_uuid(),"
+            " 'scheduled_for', r.scheduled_for + n * interval '1 ms'))).* FROM runs r, generate_series(1, 5000) n"
+        )
+        session.execute(text(many))
+        assert runs.open_tasks(session, asked) == {ticket.task}
+        connection = session.connection()
+        compiled = runs._OPEN_TASKS.compile(dialect=connection.dialect)
+        plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params(given)).scalars().all()
+    assert [line for line in plan if "Join Filter" in line or "Seq Scan" in line] == []
+    looks = [line for line in plan if "Index Cond" in line]
+    assert [line for line in looks if not ("state =" in line and "task_id =" in line)] == []
+    assert looks
