@@ -4,14 +4,29 @@ a run becomes that its worker lets go of.
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import DateTime, SmallInteger, TableValuedAlias, Uuid, case, func
+from sqlalchemy import (
+    CompoundSelect,
+    DateTime,
+    Integer,
+    SmallInteger,
+    SQLColumnExpression,
+    TableValuedAlias,
+    Text,
+    Uuid,
+    case,
+    func,
+    literal_column,
+    select,
+    union_all,
+)
 from sqlalchemy.types import TypeEngine
 
 from app import db, errors
 from app.messages import Ticket
 from app.models import Run
-from app.states import RunState
+from app.states import OPEN, RunState
 
 
 def ticket(run: Run) -> Ticket:
@@ -64,6 +79,20 @@ def at(wanted: TableValuedAlias, states: Collection[RunState]) -> Any:
         & (Run.attempt == wanted.c.attempt)
         & case((wanted.c.attempt.is_not(None), Run.state)).in_(sorted(states))
     )
+
+
+def open_runs(
+    run: Any, task_id: SQLColumnExpression[UUID], *conditions: SQLColumnExpression[bool]
+) -> CompoundSelect[Any]:
+    """A query for the open runs of a task that another table names; `run` is Run, or an alias of it.
+
+    Each must be a look at the task's own place in `ix_runs_open`, state by state. Asked for all open states at once,
+    PostgreSQL reads every open run and holds each of them against each task: behind a backlog of some ten thousand a
+    burst would take longer than a statement may.
+    """
+    one = select(literal_column("1", Integer))
+    states = (literal_column(f"'{state}'", Text) for state in sorted(OPEN))
+    return union_all(*(one.where(run.task_id == task_id, run.state == state, *conditions) for state in states))
 
 
 def released(state: RunState) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from uuid import UUID
 from sqlalchemy import ARRAY, DateTime, Integer, Select, Uuid, any_, bindparam, func, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app import db, settings
+from app import db, keys, settings
 from app.messages import Message, Ticket
 from app.models import Run, Task
 from app.runs import NewRun
-from app.states import OPEN, RunState, Trigger
+from app.states import RunState, Trigger
 
 SENDING = timedelta(seconds=2)
 """How long a pending run belongs to whoever last set out to send it."""
@@ -53,9 +53,7 @@ def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
 def take_held(session: Session, limit: int = BATCH) -> list[Message]:
     """Runs that were held while another one of their task was open, and are not to wait any longer; as messages."""
     other = aliased(Run)
-    waits_for = select(other.id).where(
-        other.task_id == Run.task_id, other.state.in_(sorted(OPEN)), other.held.is_(False)
-    )
+    waits_for = keys.open_runs(other, Run.task_id, other.held.is_(False))
     free = select(Run.id, Run.scheduled_for).where(Run.held, Run.state == RunState.PENDING, ~waits_for.exists())
     return _take(session, free.limit(limit), held=False)
 

@@ -26,10 +26,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from app import db, policies, settings, summaries
+from app import db, keys, policies, settings, summaries
 from app.incidents import QUIET
 from app.models import Incident, Run, Task
-from app.states import OPEN, Ending, Reason, RunState, TaskState, Told, Trigger, Trouble
+from app.states import Ending, Reason, RunState, TaskState, Told, Trigger, Trouble
 
 OVER = timedelta(days=1)
 """After so long an incident ends whose task has no slot left that could show that it is well."""
@@ -70,7 +70,7 @@ _fired_in_time = Run.fired_at - Run.scheduled_for <= policies.GRACE
 # when a run of another app started is not known: that it was fired in time is all that can be said
 _is_theirs = Run.queue == any_(bindparam("theirs", type_=ARRAY(Text())))
 _in_time = or_(summaries.CONDITIONS["in_time"], _is_theirs & _fired_in_time)
-_waits = exists().where(Run.task_id == Incident.task_id, Run.state.in_(sorted(OPEN)), Run.started_at.is_(None))
+_waits = keys.open_runs(Run, Incident.task_id, Run.started_at.is_(None)).exists()
 _no_slot_left = Task.next_run_at.is_(None)
 _IS_WELL = case(
     (

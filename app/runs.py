@@ -29,7 +29,6 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -301,17 +300,6 @@ _RENEW = (
     .returning(Run.id, Run.cancel_reason)
 )
 
-# For each task a look at its own place in `ix_runs_open`, state by state. Asked whether there is one in any open state,
-# PostgreSQL reads all open runs instead and holds each of them against each task: behind a backlog that takes seconds.
 _asked = db.rows("asked", id=Uuid())
-_one_open = (
-    union_all(
-        *(
-            select(literal_column("1")).where(Run.task_id == _asked.c.id, Run.state == literal_column(f"'{state}'"))
-            for state in sorted(OPEN)
-        )
-    )
-    .limit(literal_column("1"))
-    .lateral("one_open")
-)
+_one_open = keys.open_runs(Run, _asked.c.id).limit(literal_column("1")).lateral("one_open")
 _OPEN_TASKS = select(_asked.c.id).join_from(_asked, _one_open, true())
