@@ -277,6 +277,7 @@ def rotation(database, brokers, files, engine, tmp_path):  # noqa: F811 - the fi
         urls = {"DATABASE_URL": database, "REDIS_URL": superusers, "BROKER_URL": brokers["admin"]}
         made = Rotation(files, urls, brokers, port, engine, tmp_path)
         try:
+            made.apply()  # RabbitMQ is all tests': the last one replaced the passwords there
             for name, number in (("web", 1), ("web", 2), ("beat", 1), ("beat", 2), ("worker", 1)):
                 made.start(name, number)
             made.stack.wait_ready()
