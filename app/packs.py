@@ -86,13 +86,18 @@ def pack(messages: Sequence[Message], pace: Pace) -> list[Parcel]:
     alike: dict[tuple[str, str, int], list[Message]] = defaultdict(list)
     for message in messages:
         if message.target in pace.durations and message.ticket.attempt == 1 and message.queue not in theirs:
-            alike[message.target, message.queue, message.priority].append(message)
+            alike[kind(message)].append(message)
         else:
             parcels.append(message)
     for (target, queue, _), group in alike.items():
         size = _size(len(group), pace.durations[target], pace.processes.get(queue) or 1)
         parcels += parts(group, size) if size > 1 else group
     return parcels
+
+
+def kind(message: Message) -> tuple[str, str, int]:
+    """What the messages of a pack have in common: target, queue and priority."""
+    return message.target, message.queue, message.priority
 
 
 def is_worth_it(messages: Sequence[Message]) -> bool:

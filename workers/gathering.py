@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import kombu
 from kombu.common import ignore_errors
@@ -169,21 +170,24 @@ class Gatherer:
         """Packs what was collected, the oldest first, as long as processes are in want of it."""
         self.flushing = False
         while self.collected and len(self.under_way) < UNDER_WAY * self.processes:
-            pack = self._pack()
-            given = {message.id: delivery for message, delivery in reversed(self.collected)}
-            deliveries = [given[message.id] for message in pack.messages]
-            self.collected = [each for each in self.collected if each[1] not in deliveries]
+            pack, deliveries = self._take_pack()
             bundle = _Bundle(deliveries, self._settled)
             self.under_way.add(bundle)
             self.handle(bundle.delivery(pack))
 
-    def _pack(self) -> Pack:
+    def _take_pack(self) -> tuple[Pack, list[Any]]:
         """The oldest and what may go with it. Of a run that was sent twice the second message waits for another pack,
         which finds it claimed: no pack may hold a run twice."""
         first, _ = self.collected[0]
-        group = {message.id: message for message, _ in self.collected if alike(message, first)}
-        parcel = next(packs.parts([*group.values()], packs.most(durations.lately[first.target])))
-        return parcel if isinstance(parcel, Pack) else Pack.of([parcel])
+        group: dict[UUID, tuple[Message, Any]] = {}
+        for message, delivery in self.collected:
+            if packs.kind(message) == packs.kind(first):
+                group.setdefault(message.id, (message, delivery))
+        most = packs.most(durations.lately[first.target])
+        pack = Pack.of(next(packs.parts([message for message, _ in group.values()], most)).messages)
+        deliveries = [group[message.id][1] for message in pack.messages]
+        self.collected = [each for each in self.collected if each[1] not in deliveries]
+        return pack, deliveries
 
     def _settled(self, bundle: "_Bundle") -> None:
         if bundle in self.under_way:
@@ -217,23 +221,17 @@ class _Bundle:
         )
 
     def basic_ack(self, _tag: str, multiple: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - a channel's own
-        try:
-            for delivery in self.deliveries:
-                delivery.ack()
-        finally:
-            self.settled(self)
+        self._settle(lambda delivery: delivery.ack())
 
     def basic_reject(self, _tag: str, requeue: bool) -> None:  # noqa: FBT001 - a channel's own
+        self._settle(lambda delivery: delivery.reject(requeue=requeue))
+
+    def _settle(self, settle: Callable[[Any], None]) -> None:
         try:
             for delivery in self.deliveries:
-                delivery.reject(requeue=requeue)
+                settle(delivery)
         finally:
             self.settled(self)
-
-
-def alike(one: Message, other: Message) -> bool:
-    """Whether both may be in one pack."""
-    return (one.target, one.queue, one.priority) == (other.target, other.queue, other.priority)
 
 
 def is_quick(delivery: Any) -> bool:
