@@ -1,6 +1,7 @@
 """The engine and the transaction. Knows no tables."""
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.types.array import ListBinaryDumper
 from psycopg.types.json import Jsonb
 from pydantic import SecretStr
 from sqlalchemy import CursorResult, Engine, Executable, TableValuedAlias, bindparam, create_engine, event, func, select
@@ -74,6 +76,8 @@ READ_ONLY: Mapping[str, Any] = {"postgresql_readonly": True}
 
 Answer = TypeVar("Answer")
 
+_JSON = json.JSONDecoder()
+
 
 @cache
 def engines() -> tuple[Engine, Engine, Engine]:
@@ -95,14 +99,28 @@ def make_engine(url: SecretStr, **connecting: str) -> Engine:
         max_overflow=10,
         pool_timeout=3,
         pool_use_lifo=True,
+        json_deserializer=_read_json,
         hide_parameters=True,  # arguments of tasks may hold secrets, and errors are logged
         connect_args=dict(CONNECTING) | connecting,
     )
+    event.listen(engine, "connect", _speak)
     guard = Guard()
     event.listen(engine, "checkout", guard.begin)
     event.listen(engine, "checkin", guard.end)
     event.listen(engine, "invalidate", guard.end)
     return engine
+
+
+def _read_json(raw: bytes) -> Any:
+    """PostgreSQL's JSON is UTF-8 without spaces around it: to look for either takes longer than to read what a task
+    has of it."""
+    return _JSON.raw_decode(raw.decode())[0]
+
+
+def _speak(connection: Any, _record: Any) -> None:
+    """Has a connection send lists in PostgreSQL's binary form: written as text they cost ten times as much, here and
+    there, and every statement of many runs is made of them."""
+    connection.adapters.register_dumper(list, ListBinaryDumper)
 
 
 class Guard:

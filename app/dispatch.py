@@ -22,7 +22,7 @@ from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, fu
 from sqlalchemy.orm import Session
 
 from app import clock, db, errors, failpoints, incidents, outbox, packs, policies, runs, schedules
-from app.messages import Message, Parcel, Ticket
+from app.messages import Message, Parcel
 from app.models import Task
 from app.policies import Fate
 from app.states import Catchup, Overlap, Reason, TaskState, Trigger, Trouble
@@ -80,12 +80,16 @@ AFTER: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fired:
-    """What one firing did: the messages to send, when each task that was looked at is next due, and what of it the
-    broker has confirmed."""
+    """What one firing did: the runs to send, when each task that was looked at is next due, and what of it the broker
+    has confirmed."""
 
-    messages: list[Message]
+    runs: list[runs.NewRun]
     next_run_at: dict[UUID, datetime | None]
-    sent: list[Ticket] = field(default_factory=list)
+    sent: list[Parcel] = field(default_factory=list)
+
+    def messages(self, sent_at: datetime | None = None) -> list[Message]:
+        """What travels for its runs, with the time of their sending where it is to be told."""
+        return [outbox.message(run.task, run, sent_at) for run in self.runs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +116,14 @@ class _Plan:
 def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
     """The alarm path: fires those of `task_ids` that are due and that nobody else is firing.
 
-    What was confirmed is not marked yet, see `mark_queued`: in a burst that waits until all is sent, when most of it
-    has been claimed and needs no mark any more.
+    What was confirmed is not marked yet, see `mark_queued`: most of it is claimed shortly and needs no mark then.
     """
     with db.transaction() as session:
         rows, read_at = _lock(session, task_ids), clock.monotonic()
         now = rows[0].now if rows else db.now(session)
         fired = _record_due(session, now, task_ids, rows)
     sent_at = now + timedelta(seconds=clock.monotonic() - read_at)
-    return replace(fired, sent=publish_all(publish, [message.stamped(sent_at) for message in fired.messages]))
+    return replace(fired, sent=publish_all(publish, fired.messages(sent_at)))
 
 
 def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fired:
@@ -135,7 +138,7 @@ def fire_overdue(publish: Publish, overdue: timedelta, limit: int = BATCH) -> Fi
         fired = record_due(session, now, task_ids)
         if task_ids:
             db.execute(session, _MIRROR_AGAIN, {"task_ids": task_ids})
-    send(publish, fired.messages)
+    send(publish, fired.messages())
     return fired
 
 
@@ -167,33 +170,32 @@ def _record_due(session: Session, now: datetime, task_ids: Collection[UUID], row
     next_run_at = {row.id: row.next_run_at if row.state == TaskState.ACTIVE else None for row in rows}
     next_run_at |= dict.fromkeys(poisoned)
     next_run_at |= {plan.task.id: plan.next_run_at(made[plan.task.id]) for plan in plans}
-    next_run_at |= dict.fromkeys(_missing(session, task_ids, next_run_at))
-    messages = [outbox.message(run.task, run) for run in wanted if not run.held]
-    return Fired(messages=messages, next_run_at=next_run_at)
+    next_run_at |= dict.fromkeys(_missing(session, [task_id for task_id in task_ids if task_id not in next_run_at]))
+    return Fired(runs=[run for run in wanted if not run.held], next_run_at=next_run_at)
 
 
 def send(publish: Publish, batch: Sequence[Message]) -> int:
     """Sends messages whose runs are committed, and marks the confirmed ones queued. Returns their number."""
     confirmed = publish_all(publish, batch)
     mark_queued(confirmed)
-    return len(confirmed)
+    return sum(len(parcel.messages) for parcel in confirmed)
 
 
-def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Ticket]:
-    """Sends messages whose runs are committed, in packs where they may; returns the tickets that are confirmed."""
+def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Parcel]:
+    """Sends messages whose runs are committed, in packs where they may; returns what of it was confirmed."""
     if not batch:
         return []
     failpoints.reached("fired")
     confirmed = publish(packs.pack(batch, packs.pace()) if packs.is_worth_it(batch) else batch)
     failpoints.reached("confirmed")
-    return [ticket for parcel in confirmed for ticket in parcel.tickets]
+    return confirmed
 
 
-def mark_queued(tickets: Sequence[Ticket]) -> None:
+def mark_queued(sent: Sequence[Parcel]) -> None:
     """Notes what the broker has taken, so that nobody sends it again."""
-    if tickets:
+    if sent:
         with db.statement() as session:
-            runs.mark_queued(session, tickets)
+            runs.mark_queued(session, sent)
 
 
 def timetable(task: Any, now: datetime) -> schedules.Timetable:
@@ -246,14 +248,15 @@ def _plan(task: Any, now: datetime) -> _Plan:
     # what can still start in time is always looked at, however narrow the window
     horizon = first if task.catchup_window is None else now - max(task.catchup_window, policies.GRACE)
     # the slot that was promised is recorded as it was, even if the zone's rules have changed since
-    slots = [first] if first >= horizon else []
-    slots += policies.newest(table, max(first, horizon - INSTANT), now)
+    slots, coming = policies.newest(table, max(first, horizon - INSTANT), now)
+    if first >= horizon:
+        slots.insert(0, first)
     due = policies.settle(slots, now, Catchup(task.catchup_policy))
     if first < horizon:
         others = islice(table.between(first, horizon - INSTANT), policies.MAX_COUNT)
         due.insert(0, policies.Due(slot=first, missed=sum(1 for _ in others), skipped=True))
     left = math.inf if task.max_runs is None else task.max_runs - task.run_count
-    return _Plan(task=task, due=policies.bound(due, left), coming=table.next_after(now))
+    return _Plan(task=task, due=policies.bound(due, left), coming=coming)
 
 
 def _runs(session: Session, now: datetime, plans: Sequence[_Plan]) -> list[runs.NewRun]:
@@ -263,7 +266,10 @@ def _runs(session: Session, now: datetime, plans: Sequence[_Plan]) -> list[runs.
     in that moment makes the look too careful by a slot, never too bold.
     """
     open_ones = runs.open_tasks(session, [plan.task.id for plan in plans if plan.task.overlap != Overlap.ALLOW])
-    among = {policy: {p.task.id for p in plans if p.task.overlap == policy} & open_ones for policy in Overlap}
+    among: dict[str, set[UUID]] = {policy: set() for policy in Overlap}
+    for plan in plans:
+        if plan.task.id in open_ones:
+            among[plan.task.overlap].add(plan.task.id)
     with_held = runs.held_tasks(session, among[Overlap.QUEUE])
     if among[Overlap.CANCEL]:
         open_ones = open_ones - among[Overlap.CANCEL] | runs.supersede(session, now, among[Overlap.CANCEL])
@@ -294,10 +300,9 @@ def _advance(session: Session, plans: Sequence[_Plan], made: Mapping[UUID, int])
     db.execute(session, _ADVANCE, db.arrays("after", **dict(columns)))
 
 
-def _missing(session: Session, asked: Collection[UUID], found: Collection[UUID]) -> set[UUID]:
+def _missing(session: Session, absent: Sequence[UUID]) -> set[UUID]:
     """Those that are no tasks at all, as against those that somebody else holds."""
-    absent = set(asked) - set(found)
-    return absent - set(db.execute(session, _THERE, {"task_ids": list(absent)}).scalars()) if absent else set()
+    return {*absent}.difference(db.execute(session, _THERE, {"task_ids": absent}).scalars()) if absent else set()
 
 
 _SKIPPED = {Fate.MISS: Reason.MISSED, Fate.SKIP: Reason.OVERLAP}

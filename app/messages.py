@@ -1,7 +1,7 @@
 """What travels over the broker: names, the header that ties a message to its run, and nothing else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -62,8 +62,6 @@ class Ticket:
     attempt: int
     sent_at: datetime | None = field(default=None, compare=False)
     """When it was handed to the broker, by PostgreSQL's clock, where the run's row did not know it yet."""
-    pack: UUID | None = field(default=None, compare=False)
-    """The pack that it was sent in. Known to the sender alone."""
     backfill: bool = field(default=False, compare=False)
     """Its slot was over when the run was asked for: it cannot be late."""
 
@@ -129,15 +127,6 @@ class Message:
         """What it carries, as for a pack."""
         return (self,)
 
-    @property
-    def tickets(self) -> list[Ticket]:
-        """As for a pack."""
-        return [self.ticket]
-
-    def stamped(self, sent_at: datetime) -> "Message":
-        """The same, with the time of its sending."""
-        return replace(self, ticket=replace(self.ticket, sent_at=sent_at))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
@@ -166,11 +155,6 @@ class Pack:
     @classmethod
     def of(cls, messages: Sequence[Message]) -> "Pack":
         return cls(id=uuid4(), messages=tuple(messages))
-
-    @property
-    def tickets(self) -> list[Ticket]:
-        """The tickets of its runs, which say that they were sent in it."""
-        return [replace(message.ticket, pack=self.id) for message in self.messages]
 
     def encode(self) -> dict[str, Any]:
         return {

@@ -183,8 +183,9 @@ class Run(Base):
         _one_of("trigger", states.Trigger),
         # the list of all runs: newest slot first, by keyset
         Index("ix_runs_scheduled", "scheduled_for", "id"),
-        # the few that are not ended: what the chores and the overlap policy ask for
+        # the few that are not ended: what the chores ask for, and what the overlap policy asks of each task that is due
         Index("ix_runs_open", "state", "task_id", postgresql_where=text(f"state IN ({OPEN_STATES})")),
+        Index("ix_runs_open_task", "task_id", postgresql_where=text("finished_at IS NULL")),
         Index("ix_runs_held", "task_id", postgresql_where=text("held")),
         # the lists of what did not go well, which else would pass over all that did; a success never touches it
         Index(

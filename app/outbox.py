@@ -86,13 +86,16 @@ def take_vanished(session: Session, queue: str, held: int, limit: int = BATCH) -
     return _take(session, chosen.limit(limit))
 
 
-def message(task: Any, run: Run | NewRun) -> Message:
+def message(task: Any, run: Run | NewRun, sent_at: datetime | None = None) -> Message:
     """What travels for a run: its own arguments where it has some, or its task's."""
-    slot = run.slot if isinstance(run, NewRun) else run.scheduled_for
-    attempt = 1 if isinstance(run, NewRun) else run.attempt
-    source = task if isinstance(run, NewRun) else run  # a change of the task meanwhile must not part the two
+    source: Any
+    if isinstance(run, NewRun):
+        source, slot, attempt = task, run.slot, 1
+    else:  # a change of the task meanwhile must not part the two
+        source, slot, attempt = run, run.scheduled_for, run.attempt
+    is_backfill = run.trigger == Trigger.BACKFILL
     return Message(
-        ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt, backfill=run.trigger == Trigger.BACKFILL),
+        ticket=Ticket(task=task.id, run=run.id, slot=slot, attempt=attempt, sent_at=sent_at, backfill=is_backfill),
         target=source.target,
         queue=source.queue,
         priority=task.priority,

@@ -137,7 +137,7 @@ def succeed_all(session: Session, done: Sequence[Done]) -> set[UUID]:
         finished_at=[each.finished_at for each in done],
         result=[each.result for each in done],
     )
-    succeeded = set(db.execute(session, _SUCCEED_ALL, given).scalars())
+    succeeded = set(db.execute(session, _SUCCEED_ALL, given).scalars().all())
     moves.tell_after(session, [each.ticket for each in done if each.ticket.run in succeeded], RunState.SUCCEEDED)
     return succeeded
 

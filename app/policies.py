@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from itertools import islice
 from typing import Protocol
 
 from app.states import Catchup, Overlap
@@ -44,22 +43,32 @@ class Fate(Enum):
 
 
 class Slots(Protocol):
-    """What gives the slots in (since, until]: `schedules.Timetable`."""
+    """What gives the slots after an instant, ascending: `schedules.Timetable`."""
 
-    def between(self, since: datetime, until: datetime) -> Iterator[datetime]: ...
+    def upcoming(self, instant: datetime) -> Iterator[datetime]: ...
 
 
-def newest(table: Slots, since: datetime, now: datetime) -> list[datetime]:
-    """The slots in (since, now] or, where there are more than MAX_COUNT, about the newest half of that number.
+def newest(table: Slots, since: datetime, now: datetime) -> tuple[list[datetime], datetime | None]:
+    """The slots in (since, now] or, where there are more than MAX_COUNT, about the newest half of that number. And the
+    first one after now, None where none is left.
 
     A jump goes by the average gap of MAX_COUNT slots that were really seen: one gap alone may mislead.
     """
-    slots = list(islice(table.between(since, now), MAX_COUNT + 1))
+    slots, coming = _walk(table, since, now)
     while len(slots) > MAX_COUNT:
         gap = (slots[-1] - slots[0]) / MAX_COUNT
-        since = max(slots[-1], now - gap * (MAX_COUNT // 2))
-        slots = list(islice(table.between(since, now), MAX_COUNT + 1))
-    return slots
+        slots, coming = _walk(table, max(slots[-1], now - gap * (MAX_COUNT // 2)), now)
+    return slots, coming
+
+
+def _walk(table: Slots, since: datetime, now: datetime) -> tuple[list[datetime], datetime | None]:
+    """The slots in (since, now], no more than MAX_COUNT and one, and the next one."""
+    slots: list[datetime] = []
+    for slot in table.upcoming(since):
+        if slot > now or len(slots) > MAX_COUNT:
+            return slots, slot
+        slots.append(slot)
+    return slots, None
 
 
 def bound(due: Sequence[Due], left: float) -> list[Due]:

@@ -36,7 +36,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app import audit, db, errors, keys, metrics, moves, summaries, traces
-from app.messages import Ticket
+from app.messages import Pack, Parcel, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, OPEN, WAITING, Action, Reason, RunState, Trigger
 
@@ -87,7 +87,7 @@ def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:
         args=(_json(run.args) for run in new),
         kwargs=(_json(run.kwargs) for run in new),
     )
-    recorded = set(db.execute(session, _RECORD, given | {"at": now}).scalars())
+    recorded = set(db.execute(session, _RECORD, given | {"at": now}).scalars().all())
     db.after(session, partial(_tell, [run for run in new if run.id in recorded]))
     # a firing in time asks nothing more of PostgreSQL: the minutes of its slots are open
     summaries.reopen(session, [run.slot for run in new if run.slot < now - summaries.RECENT and run.id in recorded])
@@ -106,10 +106,12 @@ def _tell(recorded: Sequence[NewRun]) -> None:
             traces.fired(run.task.id, run.id, run.slot)
 
 
-def mark_queued(session: Session, tickets: Sequence[Ticket]) -> None:
-    """Notes that the broker has taken these. A run that a worker has claimed meanwhile is left alone."""
-    sent_at, pack = ([getattr(ticket, name) for ticket in tickets] for name in ("sent_at", "pack"))
-    db.execute(session, _MARK_QUEUED, keys.given(tickets, sent_at=sent_at, pack=pack))
+def mark_queued(session: Session, sent: Sequence[Parcel]) -> None:
+    """Notes that the broker has taken these, and in which pack. A run that a worker has claimed meanwhile is left
+    alone."""
+    packs = [parcel.id if isinstance(parcel, Pack) else None for parcel in sent for _ in parcel.messages]
+    tickets = [message.ticket for parcel in sent for message in parcel.messages]
+    db.execute(session, _MARK_QUEUED, keys.given(tickets, sent_at=[ticket.sent_at for ticket in tickets], pack=packs))
 
 
 def claim(ticket: Ticket, worker: str) -> bool:
@@ -194,7 +196,7 @@ def open_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:
     """Which of these tasks have a run that is not ended."""
     if not task_ids:
         return set()
-    return set(db.execute(session, _OPEN_TASKS, db.arrays("asked", id=task_ids)).scalars())
+    return set(db.execute(session, _OPEN_TASKS, db.arrays("asked", id=task_ids)).scalars().all())
 
 
 def held_tasks(session: Session, task_ids: Collection[UUID]) -> set[UUID]:

@@ -7,6 +7,7 @@ on afterwards. A tick never blocks for long and never raises because a store is 
 
 import contextlib
 import logging
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -21,7 +22,7 @@ from redis.backoff import NoBackoff
 from sqlalchemy import ARRAY, DateTime, Integer, SmallInteger, Uuid, any_, bindparam, select, true, tuple_, update
 
 from app import bell, clock, db, dispatch, errors, exporter, metrics, outbox, packs, publishing, pulse, settings, traces
-from app.messages import Ticket
+from app.messages import Parcel
 from app.models import Task
 from app.states import TaskState
 from beat.chores import Chores
@@ -45,8 +46,11 @@ is fired together. One that falls behind becomes quicker so, and leaves the work
 SHORTLY = timedelta(milliseconds=20)
 
 RING_FOR = 1.0
-"""Seconds after which what was sent in a burst is marked, though the burst goes on: before `outbox.SENDING` is over,
-when others would send it again."""
+"""Seconds after which a beat looks up from a burst."""
+
+MARK_AFTER = 0.7
+"""Seconds after which what was sent is marked: most of it has been claimed by then and needs no mark any more. And
+before `outbox.SENDING` is over, when others would send it again."""
 
 BATCH = 1000
 REBUILD_BATCH = 2000
@@ -90,8 +94,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.rebuild = Rebuild()
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
-        self.sent: list[Ticket] = []
+        self.sent: list[Parcel] = []
         """What was sent and not marked yet."""
+        self.mark_at = math.inf
         self.kept_until = 0.0
         self.node = Node(leases, settings.load().PUNCTUAL_HEALTH_PATH)
 
@@ -130,22 +135,22 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             return
         if next_at is not None:
             until = min(until, clock.monotonic() + (next_at - clock.now()).total_seconds())
-        if until > self.kept_until:  # there is time
-            self._mark()
         if self._listen(until):
             self.kept_until = 0.0
 
     def _keep(self) -> None:
-        """Renews, mirrors and marks. Where there is more to mirror the next turn goes on with it at once."""
+        """Renews, mirrors, and marks what was sent a while ago. Where there is more to mirror the next turn goes on
+        with it at once."""
         self.leases.renew()
         more = self._mirror()
-        self._mark()
+        if clock.monotonic() >= self.mark_at:
+            self._mark()
         self.kept_until = 0.0 if more else clock.monotonic() + KEEP_EVERY
 
     def _mark(self) -> None:
-        """Marks what was sent, when most of it has been claimed and needs no mark any more."""
+        """Marks what was sent."""
         dispatch.mark_queued(self.sent)
-        self.sent = []
+        self.sent, self.mark_at = [], math.inf
 
     def close(self) -> None:
         """Stops: gives every lease back at once, so that the others need not wait for it to run out."""
@@ -178,7 +183,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
                 return due.next_at
             began = clock.monotonic()
             fired = dispatch.fire(self.publisher.publish, due.tasks)
-            self.sent += fired.sent
+            self._note(fired.sent)
             self._move(due.tasks, fired)
             if _must_wait(due.tasks, fired):
                 return clock.now() + SHORTLY
@@ -186,6 +191,12 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
                 return clock.now() + timedelta(seconds=min((clock.monotonic() - began) / 2, REST))
             if clock.monotonic() > until:
                 return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
+
+    def _note(self, sent: Sequence[Parcel]) -> None:
+        """Notes what is to be marked."""
+        self.sent += sent
+        if sent:
+            self.mark_at = min(self.mark_at, clock.monotonic() + MARK_AFTER)
 
     def _set_aside(self, unreadable: dict[str, int]) -> None:
         for member, bucket in unreadable.items():
@@ -195,7 +206,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _move(self, buckets: dict[UUID, int], fired: dispatch.Fired) -> None:
         """Moves the entries on to what PostgreSQL says is next."""
-        targets = {message.ticket.task: message.target for message in fired.messages}
+        targets = {run.task.id: run.task.target for run in fired.runs}
         moved = defaultdict(list)
         for task_id, slot in fired.next_run_at.items():
             moved[buckets[task_id]].append(Entry(task_id=task_id, target=targets.get(task_id, ""), slot=slot))

@@ -89,7 +89,7 @@ def _send(count: int) -> None:
             runs.record(session, now, new)
         sent = publisher.publish([outbox.message(task, run) for run in new])
         with db.transaction() as session:  # or the chores would send them once more
-            runs.mark_queued(session, [ticket for parcel in sent for ticket in parcel.tickets])
+            runs.mark_queued(session, sent)
     publisher.close()
 
 

@@ -109,9 +109,9 @@ class FiringSystem(System):
 
     def deliver(self, parcel: Parcel) -> None:
         """The broker has a message, and gives it to a worker."""
-        for ticket in parcel.tickets:
-            self.delivered.setdefault(ticket.run, self.world.time)
-            self.world.at(self.world.time + EXECUTED_AFTER, lambda run=ticket.run: self.tables.execute(run))  # type: ignore[misc]
+        for message in parcel.messages:
+            self.delivered.setdefault(message.id, self.world.time)
+            self.world.at(self.world.time + EXECUTED_AFTER, lambda run=message.id: self.tables.execute(run))  # type: ignore[misc]
 
     def register(self, count: int, every: float, **columns: Any) -> None:
         """Registers tasks that are due each so many seconds, at moments of their own, from the next time on."""

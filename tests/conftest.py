@@ -65,10 +65,14 @@ def migrated(template: str) -> Iterator[str]:
         db.engines()[0].dispose()
 
 
+ENDED_OR_NOT = text("SELECT count(*) FROM runs WHERE (finished_at IS NULL) <> (state = ANY(:open))")
+
+
 @pytest.fixture
 def database(migrated: str) -> Iterator[str]:
     """The database, empty but for the targets that come with Punctual."""
     from app import db  # noqa: PLC0415
+    from app.states import OPEN  # noqa: PLC0415
 
     with db.engines()[0].begin() as connection:
         connection.execute(text(f"TRUNCATE {', '.join(TABLES)}"))
@@ -81,7 +85,9 @@ def database(migrated: str) -> Iterator[str]:
                 "('http.request', 'default', '(url)', 'Calls a URL.', now())"
             )
         )
-    return migrated
+    yield migrated
+    with db.engines()[0].begin() as connection:  # `keys.open_runs` counts on it
+        assert connection.scalar(ENDED_OR_NOT, {"open": sorted(OPEN)}) == 0
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ class Scene:
     def fire(self, courier):
         from firing import fire  # noqa: PLC0415 - as above
 
-        assert len(fire(courier.publish, self.ids).messages) == TASKS
+        assert len(fire(courier.publish, self.ids).runs) == TASKS
 
     def verdict(self, until=None):
         until = until or now()
@@ -217,7 +217,7 @@ def test_a_start_before_its_time_is_reported_as_early(scene):
     scene.register(now() + timedelta(seconds=30))
     with db.transaction() as session:  # as a clock would have it that is half a minute ahead
         fired = dispatch.record_due(session, now() + timedelta(seconds=31), scene.ids)
-    dispatch.send(Courier().publish, fired.messages[:1])
+    dispatch.send(Courier().publish, fired.messages()[:1])
     verdict = scene.verdict()
     assert verdict.counts == {Offence.EARLY: 1}
     assert not verdict.valid

@@ -287,7 +287,7 @@ def test_a_slot_is_skipped_while_an_earlier_run_is_open(fields, postbox):
     assert first.state == "queued"
     assert (second.state, second.reason) == ("skipped", Reason.OVERLAP)
     with db.transaction() as session:
-        session.execute(update(Run).where(Run.id == first.id).values(state="succeeded"))
+        session.execute(update(Run).where(Run.id == first.id).values(state="succeeded", finished_at=func.now()))
     make_due(task)
     fire(postbox.publish, [task.id])
     assert recorded(task)[-1].state == "queued"
@@ -309,7 +309,7 @@ def take_held():
 
 def end(run):
     with db.transaction() as session:
-        session.execute(update(Run).where(Run.id == run.id).values(state="succeeded"))
+        session.execute(update(Run).where(Run.id == run.id).values(state="succeeded", finished_at=func.now()))
 
 
 def test_with_queue_one_slot_waits_for_the_end_of_the_earlier_run(fields, postbox):

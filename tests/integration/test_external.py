@@ -124,7 +124,7 @@ def test_an_answer_that_is_quicker_than_the_confirm_counts(sent, postbox):
     assert reread(ticket).state == RunState.PENDING
     assert succeed(ticket)
     with db.transaction() as session:
-        runs.mark_queued(session, [ticket])
+        runs.mark_queued(session, postbox.parcels)
     run = reread(ticket)
     assert (run.state, run.published_at) == (RunState.SUCCEEDED, ticket.sent_at)
 
@@ -180,8 +180,7 @@ def test_an_answer_that_never_comes_is_given_up_after_the_timeout_and_a_grace(se
     assert give_up() == (1, 0)
     assert not succeed(ticket)
     with db.transaction() as session:
-        outbox.take_retries(session)
-        runs.mark_queued(session, [later(ticket, attempt=2)])
+        runs.mark_queued(session, outbox.take_retries(session))
     age(ticket, TIMEOUT + EXTERNAL_GRACE + external.ANSWER_GRACE)
     assert give_up() == (0, 1)
     run = reread(ticket)

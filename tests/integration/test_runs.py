@@ -1,6 +1,7 @@
 """A run's moves: each from the states that allow it, by the attempt that it speaks for, once."""
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -74,9 +75,9 @@ def test_a_run_that_nobody_claimed_has_no_result(ticket):
     assert do(attempts.fail, ticket, Reason.ERROR, ERROR, 0.5) is None
 
 
-def test_a_late_confirm_does_not_take_a_claimed_run_back(ticket):
+def test_a_late_confirm_does_not_take_a_claimed_run_back(ticket, postbox):
     runs.claim(ticket, "one@host")
-    do(runs.mark_queued, [ticket])
+    do(runs.mark_queued, postbox.parcels)
     assert reread(ticket).state == RunState.RUNNING
 
 
@@ -384,6 +385,6 @@ def test_open_runs_are_looked_for_task_by_task_however_many_others_wait(ticket):
         compiled = runs._OPEN_TASKS.compile(dialect=connection.dialect)
         plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params(given)).scalars().all()
     assert [line for line in plan if "Join Filter" in line or "Seq Scan" in line] == []
-    looks = [line for line in plan if "Index Cond" in line]
-    assert [line for line in looks if not ("state =" in line and "task_id =" in line)] == []
+    looks = [line for line in plan if "Index" in line and "Cond" not in line]
+    assert [line for line in looks if not re.search(r"(_open_task|_task_id_idx\d*) on runs", line)] == []
     assert looks

@@ -80,21 +80,19 @@ def test_between_two_slots_a_beat_mirrors_only_now_and_then_or_when_a_hint_comes
     assert cards(redis_client) == 1
 
 
-def test_what_was_sent_is_marked_where_there_is_time_and_else_with_the_next_keeping(
-    beat, fields, postbox, redis_client, monkeypatch
-):
+def test_what_was_sent_is_marked_a_while_after_the_first_of_it(beat, fields, postbox, redis_client, monkeypatch):
     def states():
         with db.transaction() as session:
             return set(session.scalars(select(Run.state)))
 
+    monkeypatch.setattr(scheduler, "MARK_AFTER", 3600)
     create(fields, schedule={"type": "now"})
-    monkeypatch.setattr(scheduler, "KEEP_EVERY", 3600)
+    beat.tick()
+    monkeypatch.setattr(scheduler, "MARK_AFTER", 0)
     beat.tick()
     assert states() == {"pending"}
-    monkeypatch.setattr(scheduler, "KEEP_EVERY", 0)
-    beat.tick()
-    assert states() == {"queued"}
     create(fields, schedule={"type": "now"})
+    beat.tick()
     beat.tick()
     assert states() == {"queued"}
 

@@ -28,7 +28,7 @@ RULES = {
     r"\bALTER COLUMN \w+ SET NOT NULL\b": "the previous release may leave it out",
     r"\bADD COLUMN (?!.*DEFAULT).*\bNOT NULL\b": "the previous release leaves it out: give it a default",
     r"^(UPDATE|DELETE)\b": "it keeps rows, and all that the migration has locked, for as long as it takes",
-    r"^CREATE (UNIQUE )?INDEX (?!CONCURRENTLY|\w+ ON ONLY)": "nobody writes meanwhile: make it CONCURRENTLY",
+    r"^CREATE (UNIQUE )?INDEX (?!CONCURRENTLY|(IF NOT EXISTS )?\w+ ON ONLY)": "nobody writes meanwhile: CONCURRENTLY",
     r"^CREATE UNIQUE INDEX\b": "the previous release may write what it forbids",
     r"\bADD CONSTRAINT\b.*(?<!NOT VALID)$": "it reads the whole table, and nobody writes meanwhile",
 }
@@ -85,6 +85,7 @@ def test_what_the_previous_release_does_not_survive_is_told(statement):
         "ALTER TABLE notes ADD CONSTRAINT ck_notes_text CHECK (text <> '')",
         "CREATE INDEX CONCURRENTLY ix_tasks_note ON tasks (note)",
         "CREATE INDEX ix_runs_note ON ONLY runs (note)",
+        "CREATE INDEX IF NOT EXISTS ix_runs_note ON ONLY runs (note)",
         "ALTER TABLE runs ADD COLUMN why TEXT",
         "ALTER TABLE runs ADD COLUMN held BOOLEAN DEFAULT false NOT NULL",
         "ALTER TABLE tasks ADD CONSTRAINT ck_tasks_note CHECK (note <> '') NOT VALID",

@@ -174,7 +174,7 @@ def test_the_simulation_sees_slots_that_are_early():
 
 
 def test_the_simulation_sees_runs_that_nobody_sends_again():
-    system = system_of(9, 40, 12, 300, 5, chores=CHORES - {"publish_pending"})
+    system = system_of(7, 40, 12, 300, 5, chores=CHORES - {"publish_pending"})
     system.run(10)
     system.world.trouble = 0.3
     system.run(10)

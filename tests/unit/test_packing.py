@@ -23,7 +23,7 @@ def batch(count, **changed):
 
 def sizes(messages, durations, processes=2):
     pace = packs.Pace(durations=durations, processes={"default": processes})
-    return [len(parcel.tickets) for parcel in packs.pack(messages, pace)]
+    return [len(parcel.messages) for parcel in packs.pack(messages, pace)]
 
 
 @pytest.mark.parametrize(
