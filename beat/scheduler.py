@@ -73,7 +73,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.equip(client, Leases(client, settings.load().PUNCTUAL_BUCKETS), publishing.Publisher())
         self.watchdog = Watchdog(self.node)
         if not lazy:
-            self.chores = Chores(publishing.Publisher(), self.node.announce)
+            self.chores = Chores(publishing.Publisher(), self.node.announce, self.leases.held)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
             sign_statements(db.engines()[0])  # before a second thread could make engines of its own at the same time

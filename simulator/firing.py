@@ -47,7 +47,7 @@ class FiringBeat(Beat):
         self.transactions: list[Transaction] = []
         self.publisher, self.auditor = doors.Publisher(self), doors.Publisher(self)
         self.scheduler = Scheduler(self.client, self.leases, self.publisher)
-        self.chores = Chores(self.auditor, lambda: Done(0))  # type: ignore[arg-type]
+        self.chores = Chores(self.auditor, lambda: Done(0), self.leases.held)  # type: ignore[arg-type]
         self.spawn(self._tick, self._do_chores, within=1.0)
 
     def turned(self) -> None:
