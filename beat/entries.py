@@ -18,6 +18,18 @@ from app import metrics
 FAR = 86_400.0
 """Seconds ahead within which the next entry is told."""
 
+DUE = """
+-- KEYS: schedules   ARGV: now, how many are wanted of each
+-- Returns, schedule by schedule, the members that are due, the soonest first, and the score of the next one or ''.
+local found = {}
+for i, key in ipairs(KEYS) do
+  local due = redis.call('zrange', key, '-inf', ARGV[1], 'byscore', 'limit', 0, ARGV[2])
+  local coming = redis.call('zrange', key, '(' .. ARGV[1], '+inf', 'byscore', 'limit', 0, 1, 'withscores')
+  found[i] = {due, coming[2] or ''}
+end
+return found
+"""
+
 WRITE = """
 -- KEYS: lock, schedule, mirrored   ARGV: token, prefix, mark ('1': the bucket is complete), then per entry
 -- its name, its score and its card, both empty where it is to go
@@ -97,29 +109,21 @@ class Entries:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self.script = client.register_script(WRITE)
+        self._due = client.register_script(DUE)
+        self._write = client.register_script(WRITE)
 
     def due(self, buckets: Collection[int], now: datetime, limit: int) -> Due:
         """The entries of these buckets that are due, the soonest first in each, at most `limit` per bucket."""
-        pipe = self.client.pipeline(transaction=False)
-        for bucket in buckets:
-            pipe.zrange(schedule_key(bucket), "-inf", now.timestamp(), byscore=True, offset=0, num=limit)
-            pipe.zrange(
-                schedule_key(bucket),
-                f"({now.timestamp()}",
-                "+inf",
-                byscore=True,
-                offset=0,
-                num=1,
-                withscores=True,
-            )
-        answers: list[Any] = pipe.execute() if buckets else []
+        if not buckets:
+            return Due(tasks={}, unreadable={}, next_at=None)
+        keys = [schedule_key(bucket) for bucket in buckets]
+        answers = self._due(keys=keys, args=[now.timestamp(), limit], client=self.client)
         tasks: dict[UUID, int] = {}
         unreadable: dict[str, int] = {}
-        for bucket, members in zip(buckets, answers[::2], strict=True):
+        for bucket, (members, _) in zip(buckets, answers, strict=True):
             for member in members:
                 _read(member, bucket, tasks, unreadable)
-        scores = [coming[0][1] for coming in answers[1::2] if coming]
+        scores = [float(coming) for _, coming in answers if coming]
         # who knows what score a stranger gave: what is far ahead is looked at again before
         next_at = datetime.fromtimestamp(min(*scores, now.timestamp() + FAR), tz=UTC) if scores else None
         return Due(tasks=tasks, unreadable=unreadable, next_at=next_at)
@@ -135,7 +139,7 @@ class Entries:
         for bucket, changed in by_bucket.items():
             keys = [lock_key(bucket), schedule_key(bucket), mirrored_key(bucket)]
             head = [tokens[bucket], prefix(bucket), "1" if complete else ""]
-            self.script(keys=keys, args=[*head, *_flat(changed)], client=pipe)
+            self._write(keys=keys, args=[*head, *_flat(changed)], client=pipe)
         answers = pipe.execute() if by_bucket else []
         written = {bucket for bucket, answer in zip(by_bucket, answers, strict=True) if answer}
         metrics.ENTRIES.inc(sum(len(by_bucket[bucket]) for bucket in written))
@@ -143,7 +147,7 @@ class Entries:
 
     def discard(self, bucket: int, member: str) -> None:
         """Takes a member out that is no task's key, so that it never rings again."""
-        self.client.zrem(schedule_key(bucket), member)
+        self.client.zrem(schedule_key(bucket), member.encode(errors="surrogateescape"))  # it may be no text
 
     def incomplete(self, buckets: Collection[int]) -> set[int]:
         """Which of these buckets must be rebuilt: they never were, or Redis was emptied."""

@@ -84,9 +84,6 @@ class Pipeline:
     def execute_script(self, source: str, keys: Sequence[str], args: Sequence[Any]) -> None:
         self.acts.append(lambda: self.client.model.execute(source, keys, args))
 
-    def zrange(self, key: str, least: Any, most: Any, **options: Any) -> None:
-        self.acts.append(lambda: self.client.model.zrange(key, least, most, **options))
-
     def exists(self, key: str) -> None:
         self.acts.append(lambda: self.client.model.exists(key))
 

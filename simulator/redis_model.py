@@ -49,6 +49,7 @@ class RedisModel:
             leases.RENEW: self._renew,
             leases.TAKE: self._take,
             leases.RELEASE: self._release,
+            entries.DUE: self._due,
             entries.WRITE: self._write,
         }
         self.clear()
@@ -72,14 +73,6 @@ class RedisModel:
     def exists(self, key: str) -> int:
         self._count()
         return int(self.get(key) is not None)
-
-    def zrange(
-        self, key: str, least: str | float, most: str | float, *, num: int, withscores: bool = False, **_: Any
-    ) -> list[Any]:
-        """ZRANGE BYSCORE from the first one on."""
-        self._count()
-        found = self.sets[key].between(least, most, num) if key in self.sets else []
-        return list(found) if withscores else [member for member, _ in found]
 
     def zrem(self, key: str, member: str) -> None:
         self._count()
@@ -124,6 +117,15 @@ class RedisModel:
         for key in mine:
             del self.strings[key]
         return len(mine)
+
+    def _due(self, _now: int, keys: Sequence[str], args: list[str]) -> list[list[Any]]:
+        until, limit = args
+        found = []
+        for members in (self.sets.get(key, SortedSet()) for key in keys):
+            due = [member for member, _ in members.between("-inf", until, int(limit))]
+            coming = members.between(f"({until}", "+inf", 1)
+            found.append([due, str(coming[0][1]) if coming else ""])
+        return found
 
     def _write(self, now: int, keys: Sequence[str], args: list[str]) -> int:
         lock, schedule, mirrored = keys
