@@ -128,7 +128,7 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
     lost = session.execute(
         select(Run, Task)
         .join(Task, Task.id == Run.task_id)
-        .where(Run.state == RunState.RUNNING, Run.heartbeat_at < func.statement_timestamp() - LOST_AFTER)
+        .where(keys.in_state(RunState.RUNNING), Run.heartbeat_at < func.statement_timestamp() - LOST_AFTER)
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()

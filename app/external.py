@@ -49,7 +49,7 @@ def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
     silent = session.execute(
         select(Run, Task)
         .join(Task, Task.id == Run.task_id)
-        .where(Run.state == RunState.QUEUED, Run.queue.in_(queues))
+        .where(keys.in_state(RunState.QUEUED), Run.queue.in_(queues))
         .where(Run.published_at + patience < func.statement_timestamp())
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)

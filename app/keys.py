@@ -7,12 +7,14 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     DateTime,
     Integer,
     Select,
     SmallInteger,
     SQLColumnExpression,
     TableValuedAlias,
+    Text,
     Uuid,
     case,
     func,
@@ -77,6 +79,15 @@ def at(wanted: TableValuedAlias, states: Collection[RunState]) -> Any:
         & (Run.attempt == wanted.c.attempt)
         & case((wanted.c.attempt.is_not(None), Run.state)).in_(sorted(states))
     )
+
+
+def in_state(*states: RunState) -> ColumnElement[bool]:
+    """The condition that a run is in one of these states, for statements that ask for no run by its key.
+
+    They stand in the statement itself. As parameters PostgreSQL does not know them when it plans for a statement that
+    it has prepared: then no index of some states alone will do, and it reads every run there is.
+    """
+    return Run.state.in_([literal_column(f"'{state}'", Text) for state in sorted(states)])
 
 
 def open_runs(run: Any, task_id: SQLColumnExpression[UUID], *conditions: SQLColumnExpression[bool]) -> Select[Any]:

@@ -43,7 +43,7 @@ def take_pending(session: Session, limit: int = BATCH) -> list[Message]:
 def take_retries(session: Session, limit: int = BATCH) -> list[Message]:
     """Runs whose next attempt is due: made pending under the next attempt's number, as messages."""
     due = select(Run.id, Run.scheduled_for).where(
-        Run.state == RunState.RETRYING, Run.retry_at <= func.statement_timestamp()
+        keys.in_state(RunState.RETRYING), Run.retry_at <= func.statement_timestamp()
     )
     # the run shows the attempt to come: what is past stands in `attempts`
     fresh = {"worker": None, "attempt_started_at": None, "error": None, "reason": None, "retry_at": None}
@@ -54,7 +54,7 @@ def take_held(session: Session, limit: int = BATCH) -> list[Message]:
     """Runs that were held while another one of their task was open, and are not to wait any longer; as messages."""
     other = aliased(Run)
     waits_for = keys.open_runs(other, Run.task_id, other.held.is_(False))
-    free = select(Run.id, Run.scheduled_for).where(Run.held, Run.state == RunState.PENDING, ~waits_for.exists())
+    free = select(Run.id, Run.scheduled_for).where(Run.held, keys.in_state(RunState.PENDING), ~waits_for.exists())
     return _take(session, free.limit(limit), held=False)
 
 
@@ -63,7 +63,7 @@ def count_queued(session: Session) -> dict[str, int]:
     # what another app has taken stands queued until it answers: its queue says nothing
     ours = Run.queue.not_in(settings.load().external_queues)
     query = select(Run.queue, func.count(_MESSAGE.distinct()).label("messages")).where(
-        Run.state == RunState.QUEUED, _is_old(), ours
+        keys.in_state(RunState.QUEUED), _is_old(), ours
     )
     return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 
@@ -79,7 +79,7 @@ def take_vanished(session: Session, queue: str, held: int, limit: int = BATCH) -
     gone = count_queued(session).get(queue, 0) - held
     if gone <= 0:
         return []
-    queued = (Run.state == RunState.QUEUED) & (Run.queue == queue) & _is_old()
+    queued = keys.in_state(RunState.QUEUED) & (Run.queue == queue) & _is_old()
     oldest = select(_MESSAGE).where(queued).group_by(_MESSAGE).order_by(func.min(Run.published_at))
     lost = session.scalars(oldest.limit(min(gone, limit))).all()
     chosen = select(Run.id, Run.scheduled_for).where(queued, any_(literal(lost, ARRAY(Uuid()))) == _MESSAGE)
@@ -136,7 +136,7 @@ def _unsent(age: timedelta = timedelta(0)) -> Any:
     """Pending, and nobody set out to send it for `age`; one that nobody ever set out with counts from its firing."""
     since = func.coalesce(Run.published_at, Run.fired_at)
     fresh = Run.published_at.is_(None) if not age else since < func.statement_timestamp() - age
-    return (Run.state == RunState.PENDING) & Run.held.is_(False) & fresh
+    return keys.in_state(RunState.PENDING) & Run.held.is_(False) & fresh
 
 
 # Built once.

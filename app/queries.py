@@ -14,7 +14,7 @@ import marshmallow as ma
 from sqlalchemy import ColumnElement, Select, Uuid, func, select, true, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import db, errors, fields, models, nodes, settings
+from app import db, errors, fields, keys, models, nodes, settings
 from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE, OWN
 from app.models import ApiKey, Attempt, AuditEntry, Incident, Node, Run, Target, Task
 from app.states import NodeKind, RunState, TaskState
@@ -246,9 +246,9 @@ def cluster(session: Session, now: datetime) -> Cluster:
     """Beats and workers by their start, queues by name."""
     there = session.scalars(select(Node).order_by(Node.started_at, Node.name)).all()
     consumed = nodes.processes(session)
-    open_states = (RunState.PENDING, RunState.QUEUED)
     waiting = select(Run.queue, func.count().label("waiting"), func.min(Run.fired_at).label("since"))
-    waits = {row.queue: row for row in session.execute(waiting.where(Run.state.in_(open_states)).group_by(Run.queue))}
+    unclaimed = waiting.where(keys.in_state(RunState.PENDING, RunState.QUEUED)).group_by(Run.queue)
+    waits = {row.queue: row for row in session.execute(unclaimed)}
     queues = []
     for name in sorted({*OWN_QUEUES, *consumed, *waits}):
         row = waits.get(name)

@@ -63,6 +63,9 @@ class Chore:
     name: str
     every: float
     step: Callable[[], Done]
+    share: float = 1.0
+    """Of its time that it works at most while there is more to do. What tells of runs that are late must not make the
+    others later."""
     next_at: float = 0.0
     failing: bool = False
 
@@ -120,9 +123,9 @@ class Chores:
             Chore(name="end_unanswered", every=1, step=self.end_unanswered),
             Chore(name="forget_answers", every=3600, step=forget_answers),
             Chore(name="keep_canaries", every=5, step=keep_canaries),
-            Chore(name="find_late", every=2, step=find_late),
-            Chore(name="close_incidents", every=2, step=self.close_incidents),
-            Chore(name="notify", every=1, step=self.notify),
+            Chore(name="find_late", every=2, step=find_late, share=0.1),
+            Chore(name="close_incidents", every=2, step=self.close_incidents, share=0.1),
+            Chore(name="notify", every=1, step=self.notify, share=0.1),
             Chore(name="forget_incidents", every=3600, step=forget_incidents),
             Chore(name="seal_audit", every=1, step=seal_audit),
             Chore(name="summarise", every=5, step=summarise),
@@ -142,8 +145,8 @@ class Chores:
         self.publisher.close()
 
     def turn(self, chore: Chore) -> None:
-        """One turn of a chore: at once again where there may be more, else after its pause."""
-        done = Done()
+        """One turn of a chore: soon again where there may be more, else after its pause."""
+        done, began = Done(), clock.monotonic()
         pulse.mark(chore.name)
         try:
             with metrics.turn(chore.name):
@@ -156,7 +159,8 @@ class Chores:
         except Exception:
             log.exception("chore %s failed, it is tried again in %s s", chore.name, chore.every)
         metrics.CHORE_WORK.labels(chore.name).inc(done.work)
-        chore.next_at = clock.monotonic() + (0 if done.more else chore.every)
+        now = clock.monotonic()
+        chore.next_at = now + ((now - began) * (1 / chore.share - 1) if done.more else chore.every)
 
     def fire_overdue(self) -> Done:
         fired = dispatch.fire_overdue(self.publisher.publish, dispatch.OVERDUE)

@@ -143,9 +143,12 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         with it at once."""
         self.leases.renew()
         more = self._mirror()
+        self._mark_in_time()
+        self.kept_until = 0.0 if more else clock.monotonic() + KEEP_EVERY
+
+    def _mark_in_time(self) -> None:
         if clock.monotonic() >= self.mark_at:
             self._mark()
-        self.kept_until = 0.0 if more else clock.monotonic() + KEEP_EVERY
 
     def _mark(self) -> None:
         """Marks what was sent."""
@@ -185,6 +188,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             fired = dispatch.fire(self.publisher.publish, due.tasks)
             self._note(fired.sent)
             self._move(due.tasks, fired)
+            self._mark_in_time()
             if _must_wait(due.tasks, fired):
                 return clock.now() + SHORTLY
             if len(due.tasks) < packs.FEW:

@@ -1,5 +1,6 @@
 """A run's moves: each from the states that allow it, by the attempt that it speaks for, once."""
 
+import itertools
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from firing import fire
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from app import attempts, db, errors, outbox, runs, states, tasks
 from app.messages import Ticket
@@ -388,3 +389,29 @@ def test_open_runs_are_looked_for_task_by_task_however_many_others_wait(ticket):
     looks = [line for line in plan if "Index" in line and "Cond" not in line]
     assert [line for line in looks if not re.search(r"(_open_task|_task_id_idx\d*) on runs", line)] == []
     assert looks
+
+
+@pytest.mark.parametrize(
+    "step",
+    [outbox.take_pending, outbox.take_retries, outbox.take_held, outbox.count_queued, attempts.rescue_lost],
+    ids=lambda step: step.__name__,
+)
+def test_what_chores_ask_for_needs_no_look_at_the_runs_that_have_ended_even_by_a_plan_for_any_parameters(step):
+    """As PostgreSQL makes one for a statement that it has prepared."""
+    seen = []
+    with db.transaction() as session:
+        connection = session.connection()
+        event.listen(connection, "before_cursor_execute", lambda *given: seen.append(given[2]))
+        step(session)
+        asked = next(statement for statement in seen if "FROM runs" in statement)
+        numbers = itertools.count(1)
+        typed = re.sub(r"(%\(\w+\)s)(?!::)", r"\1::INTERVAL", asked)  # what has no type is one
+        prepared = re.sub(r"%\(\w+\)s", lambda _: f"${next(numbers)}", typed)
+        driver = connection.connection.driver_connection
+        driver.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        driver.execute(f"PREPARE asked AS {prepared}")
+        given = f"({', '.join(['NULL'] * (next(numbers) - 1))})".replace("()", "")
+        plan = [line for [line] in driver.execute(f"EXPLAIN EXECUTE asked{given}")]
+        driver.execute("DEALLOCATE asked")
+    assert [line for line in plan if "Scan" in line and "on runs_" in line]
+    assert [line for line in plan if "Seq Scan on runs_" in line] == []

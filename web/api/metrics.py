@@ -8,7 +8,21 @@ from prometheus_client import Metric
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app import broker, canary, db, dispatch, errors, exporter, forecast, incidents, nodes, queries, settings, summaries
+from app import (
+    broker,
+    canary,
+    db,
+    dispatch,
+    errors,
+    exporter,
+    forecast,
+    incidents,
+    keys,
+    nodes,
+    queries,
+    settings,
+    summaries,
+)
 from app.exporter import gauge
 from app.models import Run, Task
 from app.states import OPEN, TaskState
@@ -94,7 +108,7 @@ def _due(session: Session, cluster: queries.Cluster) -> Iterable[Metric]:
     yield gauge("punctual_tasks_overdue", "Those of them that are so for 3 s.", tasks.overdue)
     rows = session.execute(
         select(Run.state, func.count().label("runs"), func.min(Run.fired_at).filter(~Run.held).label("since"))
-        .where(Run.state.in_(sorted(OPEN)))
+        .where(keys.in_state(*OPEN))
         .group_by(Run.state)
     ).all()
     counts = dict.fromkeys(sorted(OPEN), 0.0) | {row.state: float(row.runs) for row in rows}
