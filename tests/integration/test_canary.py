@@ -88,7 +88,7 @@ def test_a_canary_is_fired_as_any_task_is(bird, postbox):
     with db.transaction() as session:
         session.execute(update(Task).values(next_run_at=func.now()))
     fired = dispatch.fire(postbox.publish, [bird.id])
-    [message] = fired.messages
+    [message] = fired.messages()
     assert (message.target, message.queue) == (CANARY, "default")
     assert fired.next_run_at[bird.id] - message.ticket.slot <= canary.EVERY
 

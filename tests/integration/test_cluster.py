@@ -115,7 +115,7 @@ def test_a_queue_is_shown_with_its_waiting_runs_and_the_age_of_the_oldest(client
     with db.transaction() as session:
         [oldest, done, _] = session.scalars(select(Run)).all()
         oldest.fired_at -= timedelta(seconds=30)
-        done.state = "succeeded"
+        done.state, done.finished_at = "succeeded", done.fired_at
     queue = queue_of(client, "reports")
     assert (queue["waiting"], queue["processes"]) == (2, 0)
     assert 30 <= queue["oldest_age"] < 40

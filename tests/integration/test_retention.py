@@ -15,6 +15,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from app import archive, db, settings
+from app.states import OPEN
 from beat import keeper
 
 TODAY = datetime.now(UTC).date()
@@ -53,14 +54,15 @@ def old(database):
 
 def record(task_id, slots, state="succeeded"):
     """Runs of a task, each with an attempt before its last."""
-    rows = [{"id": uuid4(), "task": UUID(str(task_id)), "slot": slot, "state": state} for slot in slots]
+    one = {"task": UUID(str(task_id)), "state": state}
+    rows = [one | {"id": uuid4(), "slot": slot, "ended": None if state in OPEN else slot} for slot in slots]
     with db.transaction() as session:
         session.execute(
             text(
                 "INSERT INTO runs (id, task_id, scheduled_for, task_name, target, queue, trigger, missed, state,"
-                " attempt, fired_at, result)"
+                " attempt, fired_at, finished_at, result)"
                 " VALUES (:id, :task, :slot, E'a\\nname', 'debug.echo', 'default', 'schedule', 0,"
-                ' :state, 2, :slot, \'{"text": "a\\nline, \\u0022quoted\\u0022"}\')'
+                ' :state, 2, :slot, :ended, \'{"text": "a\\nline, \\u0022quoted\\u0022"}\')'
             ),
             rows,
         )
@@ -123,7 +125,7 @@ def test_a_month_with_a_run_that_has_not_ended_stays_until_it_has(old, register,
     keeper.Keeper().turn()
     assert count("runs") == 4
     with db.transaction() as session:
-        session.execute(text("UPDATE runs SET state = 'failed' WHERE state = 'running'"))
+        session.execute(text("UPDATE runs SET state = 'failed', finished_at = now() WHERE state = 'running'"))
     keeper.Keeper().turn()
     assert count("runs") == 0
 
