@@ -97,6 +97,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.sent: list[Parcel] = []
         """What was sent and not marked yet."""
         self.mark_at = math.inf
+        """When that is to be done, by `clock.monotonic`."""
         self.kept_until = 0.0
         self.node = Node(leases, settings.load().PUNCTUAL_HEALTH_PATH)
 
@@ -194,7 +195,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             if len(due.tasks) < packs.FEW:
                 return clock.now() + timedelta(seconds=min((clock.monotonic() - began) / 2, REST))
             if clock.monotonic() > until:
-                return clock.now()  # a long burst must outlive neither leases nor marks, nor hold up a change
+                return clock.now()  # a long burst must not outlive leases, nor hold up a change
 
     def _note(self, sent: Sequence[Parcel]) -> None:
         """Notes what is to be marked."""

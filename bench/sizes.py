@@ -101,6 +101,10 @@ def _busy_tick(scheduler: PunctualScheduler) -> float:
         time.sleep(0.05)
     time.sleep(max(0.0, (slot - clock.now()).total_seconds() + 0.002))
     took = _tick(scheduler)
+    # a later tick marks what was sent, and nobody else makes one
+    stage.wait(
+        lambda: _tick(scheduler) > 0 and not scheduler.sent, within=5, missing=lambda: "what was sent was not marked"
+    )
     load.wait_for("queued", DUE, since=slot, within=1)
     return took
 
