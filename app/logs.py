@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -20,11 +22,16 @@ QUIET = (
 """Loggers that speak of every message; what matters of a run stands in its record."""
 
 
+about: ContextVar[Callable[[], Mapping[str, Any]] | None] = ContextVar("about", default=None)
+"""What each line is to tell besides. It is asked when a line is logged: most runs log none."""
+
+
 def configure() -> None:
     """Sends the logs of everything in this process, Celery's included, through one formatter."""
     config = settings.load()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _tell_about,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -45,3 +52,8 @@ def configure() -> None:
     root.setLevel(config.LOG_LEVEL)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def _tell_about(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
+    tell = about.get()
+    return line if tell is None else {**tell(), **line}

@@ -70,6 +70,10 @@ class Ticket:
         """Whether its start is the one that lateness is measured by."""
         return self.attempt == 1 and not self.backfill
 
+    def named(self) -> dict[str, Any]:
+        """What tells it from others, for logs."""
+        return {"task": str(self.task), "run": str(self.run), "attempt": self.attempt}
+
     def encode(self) -> dict[str, Any]:
         return {
             "task": str(self.task),

@@ -31,21 +31,31 @@ return found
 """
 
 WRITE = """
--- KEYS: lock, schedule, mirrored   ARGV: token, prefix, mark ('1': the bucket is complete), then per entry
--- its name, its score and its card, both empty where it is to go
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 4, #ARGV, 3 do
-  local key = ARGV[2] .. ARGV[i]
-  if ARGV[i + 1] == '' then
-    redis.call('zrem', KEYS[2], key)
-    redis.call('del', key)
-  else
-    redis.call('hset', key, 'definition', ARGV[i + 2], 'meta', '{"last_run_at": null}')
-    redis.call('zadd', KEYS[2], ARGV[i + 1], key)
+-- KEYS: bucket by bucket its lock, schedule and mirrored   ARGV: mark ('1': the buckets are complete), then bucket by
+-- bucket the token, the prefix, the number of entries, and per entry its name, its score and its card, both empty where
+-- it is to go. Returns, bucket by bucket, 1 where the token holds the lease and all was written, else 0.
+local written, at = {}, 2
+for bucket = 1, #KEYS / 3 do
+  local lock, schedule, mirrored = unpack(KEYS, 3 * bucket - 2, 3 * bucket)
+  local prefix, last = ARGV[at + 1], at + 2 + 3 * ARGV[at + 2]
+  written[bucket] = 0
+  if redis.call('get', lock) == ARGV[at] then
+    for i = at + 3, last, 3 do
+      local key = prefix .. ARGV[i]
+      if ARGV[i + 1] == '' then
+        redis.call('zrem', schedule, key)
+        redis.call('del', key)
+      else
+        redis.call('hset', key, 'definition', ARGV[i + 2], 'meta', '{"last_run_at": null}')
+        redis.call('zadd', schedule, ARGV[i + 1], key)
+      end
+    end
+    if ARGV[1] == '1' then redis.call('set', mirrored, '1') end
+    written[bucket] = 1
   end
+  at = last + 1
 end
-if ARGV[3] == '1' then redis.call('set', KEYS[3], '1') end
-return 1
+return written
 """
 
 
@@ -135,12 +145,14 @@ class Entries:
 
         `complete` marks the buckets as holding an entry for each of their tasks.
         """
-        pipe = self.client.pipeline(transaction=False)
+        if not by_bucket:
+            return set()
+        keys = [key(bucket) for bucket in by_bucket for key in (lock_key, schedule_key, mirrored_key)]
+        args = ["1" if complete else ""]
         for bucket, changed in by_bucket.items():
-            keys = [lock_key(bucket), schedule_key(bucket), mirrored_key(bucket)]
-            head = [tokens[bucket], prefix(bucket), "1" if complete else ""]
-            self._write(keys=keys, args=[*head, *_flat(changed)], client=pipe)
-        answers = pipe.execute() if by_bucket else []
+            args += [tokens[bucket], prefix(bucket), str(len(changed)), *_flat(changed)]
+        # one script and no pipeline of them, which would ask each time whether Redis knows it
+        answers = self._write(keys=keys, args=args, client=self.client)
         written = {bucket for bucket, answer in zip(by_bucket, answers, strict=True) if answer}
         metrics.ENTRIES.inc(sum(len(by_bucket[bucket]) for bucket in written))
         return written

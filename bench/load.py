@@ -106,8 +106,9 @@ def stamps(since: datetime) -> list[Mapping[str, Any]]:
     query = text(f"SELECT {columns} FROM runs WHERE {OURS}")
     with db.transaction() as session:
         found: list[Mapping[str, Any]] = [dict(row) for row in session.execute(query, {"since": since}).mappings()]
-    if min(run["started_at"] for run in found) < 0:
-        raise Missing("a run started before its slot: these figures are worth nothing")
+    early = [run for run in found if run["started_at"] < 0]
+    if early:
+        raise Missing(f"{len(early)} runs started before their slot, these figures are worth nothing: {early[:3]}")
     return found
 
 

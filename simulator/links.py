@@ -81,9 +81,6 @@ class Pipeline:
         self.client = client
         self.acts: list[Callable[[], Any]] = []
 
-    def execute_script(self, source: str, keys: Sequence[str], args: Sequence[Any]) -> None:
-        self.acts.append(lambda: self.client.model.execute(source, keys, args))
-
     def exists(self, key: str) -> None:
         self.acts.append(lambda: self.client.model.exists(key))
 

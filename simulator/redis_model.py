@@ -1,4 +1,4 @@
-"""Redis as a beat knows it: its four scripts and what it reads, on a clock that is given.
+"""Redis as a beat knows it: its scripts and what it reads, on a clock that is given.
 
 tests/integration/test_leases.py and test_simulator.py hold its answers against those of a real Redis.
 """
@@ -127,21 +127,27 @@ class RedisModel:
             found.append([due, str(coming[0][1]) if coming else ""])
         return found
 
-    def _write(self, now: int, keys: Sequence[str], args: list[str]) -> int:
-        lock, schedule, mirrored = keys
-        token, prefix, mark, *flat = args
-        if self._get(now, lock) != token:
-            return 0
-        members = self.sets.setdefault(schedule, SortedSet())
+    def _write(self, now: int, keys: Sequence[str], args: list[str]) -> list[int]:
+        mark, *rest = args
+        written = []
+        for lock, schedule, mirrored in zip(keys[::3], keys[1::3], keys[2::3], strict=True):
+            token, prefix, count = rest[:3]
+            flat, rest = rest[3 : 3 + 3 * int(count)], rest[3 + 3 * int(count) :]
+            ours = self._get(now, lock) == token
+            if ours:
+                self._put(self.sets.setdefault(schedule, SortedSet()), prefix, flat)
+            if ours and mark:
+                self.strings[mirrored] = "1", float("inf")
+            written.append(int(ours))
+        return written
+
+    def _put(self, members: SortedSet, prefix: str, flat: list[str]) -> None:
         for name, score in zip(flat[::3], flat[1::3], strict=True):
             if score:
                 members.add(float(score), prefix + name)
             else:
                 members.remove(prefix + name)
         self.counted["entries"] += len(flat) // 3
-        if mark:
-            self.strings[mirrored] = "1", float("inf")
-        return 1
 
     def _milliseconds(self) -> int:
         return int(self.now() * 1000)

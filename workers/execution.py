@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,14 +20,13 @@ from types import FrameType
 from typing import Any, TypeVar
 from uuid import UUID
 
-import structlog
 from billiard.common import terminate_handler_fired
 from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostError
 from kombu.exceptions import DecodeError
 from sqlalchemy.orm import Session
 
-from app import attempts, clock, db, errors, failpoints, messages, metrics, runs, traces
+from app import attempts, clock, db, errors, failpoints, logs, messages, metrics, runs, traces
 from app.messages import DEFAULT_QUEUE, Ticket
 from app.states import Reason
 from workers import cancelling, durations, heartbeat, verdicts
@@ -43,6 +42,9 @@ CLAIM_PATIENCE = timedelta(seconds=60)
 
 RECORD_PATIENCE = timedelta(minutes=10)
 """How long it holds on to an outcome that cannot be recorded. Then the run counts as lost and is tried again."""
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+"""Made once: `json.dumps` makes one at each call that asks for anything special."""
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +146,8 @@ class _SoftLimit:
         self.is_armed = True
         try:
             if timeout:
-                signal.signal(signal.SIGALRM, self._strike)  # each time: the last target may have had a use for it
+                if signal.getsignal(signal.SIGALRM) != self._strike:  # the last target may have had a use for it
+                    signal.signal(signal.SIGALRM, self._strike)
                 signal.setitimer(signal.ITIMER_REAL, timeout)
             yield
         finally:
@@ -187,9 +190,14 @@ class Outcome:
     """In how many seconds the next attempt is to be, by what it raised: see `verdicts.after`."""
 
 
-def named(ticket: Ticket) -> AbstractContextManager[None]:
+@contextmanager
+def named(ticket: Ticket) -> Iterator[None]:
     """Within it each line that this process logs, the target's own included, names the run."""
-    return structlog.contextvars.bound_contextvars(task=str(ticket.task), run=str(ticket.run), attempt=ticket.attempt)
+    before = logs.about.set(ticket.named)
+    try:
+        yield
+    finally:
+        logs.about.reset(before)
 
 
 def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], queue: str = DEFAULT_QUEUE) -> Any:
@@ -279,7 +287,7 @@ def describe(exc: BaseException, message: str | None = None) -> dict[str, Any]:
 def cut(result: Any) -> str:
     """A result as it is stored: JSON, and cut where it is over MAX_RESULT bytes, saying so."""
     try:
-        text = _clean_json(json.dumps(result, allow_nan=False))
+        text = _clean_json(_encode(result))
     except (TypeError, ValueError, RecursionError):
         text = json.dumps(_clean(_shown(result, repr)))
     size = len(text)  # json.dumps gives ASCII

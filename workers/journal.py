@@ -27,11 +27,11 @@ SIZE = 128 * 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_HEAD = struct.Struct("=16sqdqqqqq")
+_HEAD = struct.Struct("@16sqdqqqqq")
 """Pack; process; when it was claimed, on the monotonic clock and on PostgreSQL's; the run that is next; the last one
-that began, and when; length."""
-_NUMBERS = struct.Struct("=qq")
-_NUMBER = struct.Struct("=q")
+that began, and when; length. Native, so that each number is written at one stroke and never read half-written."""
+_NUMBERS = struct.Struct("@qq")
+_NUMBER = struct.Struct("@q")
 _NEXT, _BEGUN, _LENGTH = 40, 48, 64
 
 _memory = mmap.mmap(-1, PAGES * SIZE)
@@ -91,7 +91,9 @@ class Page:
     def open(self, pack: UUID, claimed: float, claimed_at: datetime) -> None:
         """Begins with a pack that was just claimed."""
         at = _number(claimed_at)
-        _HEAD.pack_into(_memory, self.start, pack.bytes, os.getpid(), claimed, at, -1, -1, at, 0)
+        _HEAD.pack_into(_memory, self.start, b"", os.getpid(), claimed, at, -1, -1, at, 0)
+        # its id last: who read it beside the numbers of the pack before would take that one's stamps for its own
+        _memory[self.start : self.start + 16] = pack.bytes
 
     def approach(self, position: int) -> None:
         """Says which run is next, before it is asked whether there is time for it."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import signals
 from celery._state import _task_stack
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 from sqlalchemy.orm import Session
 
@@ -71,9 +72,10 @@ class Working:
             self.page.approach(position)
             if time.monotonic() > self.claimed + messages.BEGIN_WITHIN.total_seconds():
                 return begun
-            self.page.begin(position, self._now())
+            started_at = self._now()
+            self.page.begin(position, started_at)
             failpoints.reached("claimed")
-            line = self._call(position)
+            line = self._call(position, started_at)
             failpoints.reached("called")
             self.ended.append(line)
             if not self.page.add(line) or time.monotonic() > recorded + RECORD_EVERY:
@@ -103,10 +105,8 @@ class Working:
         step = partial(packs.give_back, tickets=tickets, claimed_at=self.claimed_at)
         execution.insist(partial(db.transact, step), execution.RECORD_PATIENCE)
 
-    def _call(self, position: int) -> Line:
-        message = self.pack.messages[position]
-        started_at = self._now()
-        outcome = call(message, self.worker)
+    def _call(self, position: int, started_at: datetime) -> Line:
+        outcome = call(self.pack.messages[position], self.worker)
         return Line(
             position=position,
             started_at=started_at,
@@ -144,16 +144,18 @@ def call(message: Message, worker: str) -> execution.Outcome:
         absent = LookupError(f"no target {message.target!r} on this worker")
         return execution.Outcome(reason=Reason.REJECTED, error=execution.describe(absent), raised=absent)
     task_id = str(message.ticket.run)
-    task.push_request(
-        id=task_id,
-        task=task.name,
-        args=message.args,
-        kwargs=message.kwargs,
-        retries=message.ticket.attempt - 1,
-        hostname=worker,
-        called_directly=False,
-        delivery_info={},
-        headers={messages.HEADER: message.ticket.encode()},
+    task.request_stack.push(
+        Context(
+            id=task_id,
+            task=task.name,
+            args=message.args,
+            kwargs=message.kwargs,
+            retries=message.ticket.attempt - 1,
+            hostname=worker,
+            called_directly=False,
+            delivery_info={},
+            headers={messages.HEADER: message.ticket.encode()},
+        )
     )
     _task_stack.push(task)
     told = {"task_id": task_id, "task": task, "args": message.args, "kwargs": message.kwargs}
@@ -170,7 +172,7 @@ def call(message: Message, worker: str) -> execution.Outcome:
         signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
     finally:
         _task_stack.pop()
-        task.pop_request()
+        task.request_stack.pop()
     return outcome
 
 

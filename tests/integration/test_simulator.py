@@ -34,20 +34,25 @@ def test_the_model_of_redis_answers_as_this_one_does_for_entries(redis_client, s
     chance = random.Random(seed)
     model = RedisModel(time.monotonic)
     script, due = (redis_client.register_script(source) for source in (entries.WRITE, entries.DUE))
-    lock, schedule, mirrored = entries.lock_key(1), entries.schedule_key(1), entries.mirrored_key(1)
+    keys = [key(n) for n in (1, 2) for key in (entries.lock_key, entries.schedule_key, entries.mirrored_key)]
     for client in (redis_client, model):
-        set_string(client, lock, "mine")
+        for bucket in (1, 2):
+            set_string(client, entries.lock_key(bucket), "mine")
     for _ in range(150):
-        args = [chance.choice(["mine", "mine", "theirs"]), entries.prefix(1), chance.choice(["", "", "1"])]
-        for name in chance.sample("abcdef", chance.randint(0, 4)):
-            args += [name, *chance.choice([("", ""), (repr(chance.randrange(5) / 2), "{}")])]
-        keys = [lock, schedule, mirrored]
+        args = [chance.choice(["", "", "1"])]
+        for bucket in (1, 2):
+            names = chance.sample("abcdef", chance.randint(0, 4))
+            args += [chance.choice(["mine", "mine", "theirs"]), entries.prefix(bucket), str(len(names))]
+            for name in names:
+                args += [name, *chance.choice([("", ""), (repr(chance.randrange(5) / 2), "{}")])]
         assert script(keys=keys, args=args) == model.execute(entries.WRITE, keys, args)
-        asked = [schedule, entries.schedule_key(2)], [chance.choice([0.5, 1.0, 2.0]), chance.randint(1, 4)]
+        asked = [keys[1], keys[4]], [chance.choice([0.5, 1.0, 2.0]), chance.randint(1, 4)]
         assert numbers(due(*asked)) == numbers(model.execute(entries.DUE, *asked))
-        assert redis_client.exists(mirrored) == model.exists(mirrored)
+        for bucket in (1, 2):
+            mirrored = entries.mirrored_key(bucket)
+            assert redis_client.exists(mirrored) == model.exists(mirrored)
         for client in (redis_client, model):
-            client.zrem(schedule, entries.prefix(1) + "a")
+            client.zrem(entries.schedule_key(1), entries.prefix(1) + "a")
 
 
 def numbers(answer):
