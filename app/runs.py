@@ -160,7 +160,7 @@ def supersede(session: Session, now: datetime, task_ids: Collection[UUID]) -> se
     running = Run.state == RunState.RUNNING
     moved = session.execute(
         update(Run)
-        .where(Run.task_id.in_(task_ids), Run.state.in_(sorted(OPEN)))
+        .where(Run.task_id.in_(task_ids), Run.finished_at.is_(None))
         .values(
             state=case((running, Run.state), else_=RunState.CANCELLED),
             reason=case((running, Run.reason), else_=Reason.OVERLAP),
@@ -181,7 +181,7 @@ def cancel_waiting(session: Session, now: datetime, task_ids: Collection[UUID], 
     """Cancels what waits of these tasks."""
     moved: Any = session.execute(
         update(Run)
-        .where(Run.task_id.in_(task_ids), Run.state.in_(WAITING))
+        .where(Run.task_id.in_(task_ids), Run.finished_at.is_(None), Run.state.in_(WAITING))
         .values(state=RunState.CANCELLED, reason=reason, finished_at=now, held=False)
     )
     db.after(session, partial(metrics.moved, RunState.CANCELLED, reason, moved.rowcount))
