@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from enum import IntEnum, unique
 from functools import cache, cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -44,6 +44,8 @@ LIBPQ_OPTIONS = (
     " -c enable_hashjoin=off -c enable_mergejoin=off -c random_page_cost=1.1 -c jit=off"
 )
 
+PLANNED_ONCE = "-c plan_cache_mode=force_generic_plan"
+
 TOO_LONG = "This took too long and was given up; nothing was changed. Ask for less, or try again shortly."
 
 CONNECTING: Mapping[str, Any] = {
@@ -72,6 +74,7 @@ class Lock(IntEnum):
 
 
 PRIMARY = "read-write"  # of several hosts, only the primary decides
+ALONE: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 READ_ONLY: Mapping[str, Any] = {"postgresql_readonly": True}
 
 Answer = TypeVar("Answer")
@@ -79,16 +82,37 @@ Answer = TypeVar("Answer")
 _JSON = json.JSONDecoder()
 
 
-@cache
-def engines() -> tuple[Engine, Engine, Engine]:
-    """This process's engine, the same one without transactions of its own, and the same one with transactions that may
-    change nothing: they share a pool.
+class Engines(NamedTuple):
+    """This process's two pools of connections, and the ways to use each."""
 
-    Connections must not cross a fork: a child calls `forget` first.
-    """
-    engine = make_engine(settings.load().DATABASE_URL, target_session_attrs=PRIMARY, options=LIBPQ_OPTIONS)
-    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
-    return engine, alone, engine.execution_options(**READ_ONLY)
+    usual: Engine
+    alone: Engine
+    """Without transactions of its own."""
+    reading: Engine
+    """With transactions that may change nothing."""
+    planned: Engine
+    """The other pool, on whose connections PostgreSQL makes the plan of a statement once: see decision 46."""
+    planned_alone: Engine
+
+    def dispose(self, *, close: bool = True) -> None:
+        """Drops all connections."""
+        for pool in (self.usual, self.planned):
+            pool.dispose(close=close)
+
+
+@cache
+def engines() -> Engines:
+    """Made at the first use. Connections must not cross a fork: a child calls `forget` first."""
+    url = settings.load().DATABASE_URL
+    usual = make_engine(url, target_session_attrs=PRIMARY, options=LIBPQ_OPTIONS)
+    planned = make_engine(url, target_session_attrs=PRIMARY, options=f"{LIBPQ_OPTIONS} {PLANNED_ONCE}")
+    return Engines(
+        usual=usual,
+        alone=usual.execution_options(**ALONE),
+        reading=usual.execution_options(**READ_ONLY),
+        planned=planned,
+        planned_alone=planned.execution_options(**ALONE),
+    )
 
 
 def make_engine(url: SecretStr, **connecting: str) -> Engine:
@@ -166,23 +190,25 @@ def prepare() -> None:
     """
     with contextlib.suppress(errors.Unavailable):
         ping()
-    engines()[0].dispose()
+    engines().dispose()
 
 
 def forget() -> None:
     """Drops the connections inherited over a fork without closing them: they are the parent's."""
-    engines()[0].dispose(close=False)
+    engines().dispose(close=False)
 
 
-def transaction(by: object = None) -> AbstractContextManager[Session]:
+def transaction(by: object = None, *, planned: bool = False) -> AbstractContextManager[Session]:
     """A session whose work is committed at the end, or not at all. Raises Unavailable where PostgreSQL is away.
 
-    `by` is who acts, see `app.actors`; none where it is Punctual itself.
+    `by` is who acts, see `app.actors`; none where it is Punctual itself. `planned` is for what each run needs: all
+    statements within it must be such as one plan is good for, whatever their parameters, as where rows are named by
+    their keys (decision 46).
 
     A pooled connection that PostgreSQL has closed meanwhile counts as away, once: all of the pool is then made
     anew. To ask each connection first whether it still stands would cost every transaction a round trip.
     """
-    return session_on(engines()[0], by)
+    return session_on(engines().planned if planned else engines().usual, by)
 
 
 def after(session: Session, call: Callable[[], None]) -> None:
@@ -213,14 +239,14 @@ def is_alone(session: Session, lock: Lock) -> bool:
     return bool(session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
 
 
-def statement() -> AbstractContextManager[Session]:
+def statement(*, planned: bool = False) -> AbstractContextManager[Session]:
     """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
-    return session_on(engines()[1])
+    return session_on(engines().planned_alone if planned else engines().alone)
 
 
-def transact(step: Callable[[Session], Answer]) -> Answer:
+def transact(step: Callable[[Session], Answer], *, planned: bool = False) -> Answer:
     """Does a step in a transaction of its own."""
-    with transaction() as session:
+    with transaction(planned=planned) as session:
         return step(session)
 
 
@@ -303,7 +329,8 @@ def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> Non
 
 
 class Direct:
-    """A statement that was built once and is a transaction by itself, handed to the driver: for what each run needs.
+    """A statement that was built once and is a transaction by itself, handed to the driver: for what each run needs. It
+    is planned once, as in `transaction`.
 
     A session, and what SQLAlchemy does for an execution, cost three times what the driver does: see decision 24.
     """
@@ -314,7 +341,7 @@ class Direct:
     @cached_property
     def _compiled(self) -> tuple[str, Mapping[str, Any]]:
         """Its text, and the values that are part of it."""
-        compiled = self.statement.compile(dialect=engines()[0].dialect)
+        compiled = self.statement.compile(dialect=engines().planned.dialect)
         return str(compiled), compiled.params
 
     def __call__(self, **parameters: Any) -> int:
@@ -328,7 +355,7 @@ class Direct:
 def _driver() -> Iterator[psycopg.Connection[Any]]:
     """A connection of the pool, without transactions."""
     try:
-        pooled = engines()[0].raw_connection()
+        pooled = engines().planned.raw_connection()
     except AWAY as exc:
         raise _unavailable() from exc
     try:
@@ -353,8 +380,8 @@ def apart(options: str) -> Iterator[psycopg.Connection[Any]]:
 
     Raises Unavailable where PostgreSQL is away, or gave a statement up.
     """
-    url = engines()[0].url
-    given, named = engines()[0].dialect.create_connect_args(url)
+    engine = engines().usual
+    given, named = engine.dialect.create_connect_args(engine.url)
     connecting = {**named, **CONNECTING} | {"target_session_attrs": PRIMARY, "options": f"{LIBPQ_OPTIONS} {options}"}
     try:
         with psycopg.connect(*given, **connecting, autocommit=True) as connection:

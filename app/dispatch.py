@@ -118,7 +118,7 @@ def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
 
     What was confirmed is not marked yet, see `mark_queued`: most of it is claimed shortly and needs no mark then.
     """
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         rows, read_at = _lock(session, task_ids), clock.monotonic()
         now = rows[0].now if rows else db.now(session)
         fired = _record_due(session, now, task_ids, rows)
@@ -194,7 +194,7 @@ def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Parcel]:
 def mark_queued(sent: Sequence[Parcel]) -> None:
     """Notes what the broker has taken, so that nobody sends it again."""
     if sent:
-        with db.statement() as session:
+        with db.statement(planned=True) as session:
             runs.mark_queued(session, sent)
 
 

@@ -50,7 +50,7 @@ def reading(by: object = None) -> Iterator[Session]:
 @contextmanager
 def on_primary(by: object = None) -> Iterator[Session]:
     """As `reading`, of what stands there now."""
-    with db.session_on(db.engines()[2], by) as session:
+    with db.session_on(db.engines().reading, by) as session:
         yield session
 
 

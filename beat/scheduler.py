@@ -76,7 +76,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             self.chores = Chores(publishing.Publisher(), self.node.announce, self.leases.held)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
-            sign_statements(db.engines()[0])  # before a second thread could make engines of its own at the same time
+            # before a second thread could make engines of its own at the same time
+            for engine in (db.engines().usual, db.engines().planned):
+                sign_statements(engine)
             self.chore_thread.start()
             self.keeper = Keeper()
             self.keeper.start()
@@ -265,7 +267,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _send_run(self, run_id: UUID) -> None:
         """Sends a run that was recorded elsewhere; where it fails, the chore publish_pending does it."""
         with contextlib.suppress(errors.Unavailable):
-            with db.transaction() as session:
+            with db.transaction(planned=True) as session:
                 batch = outbox.take_run(session, run_id)
             dispatch.send(self.publisher.publish, batch)
 
@@ -318,7 +320,7 @@ def _changed(buckets: Collection[int], share: int) -> Sequence[Any]:
     """
     if not buckets:
         return []
-    with db.statement() as session:
+    with db.statement(planned=True) as session:
         return db.execute(session, _CHANGED, db.arrays("held", bucket=sorted(buckets)) | {"share": share}).all()
 
 
@@ -326,7 +328,7 @@ def _mark_mirrored(rows: Sequence[Any]) -> None:
     """Notes which version was mirrored. A task that changed meanwhile has another one and is mirrored again."""
     if not rows:
         return
-    with db.statement() as session:
+    with db.statement(planned=True) as session:
         done = db.arrays("done", id=(row.id for row in rows), version=(row.version for row in rows))
         db.execute(session, _MARK_MIRRORED, done)
 

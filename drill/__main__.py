@@ -39,7 +39,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="script/drill", description="Breaks a stack of its own, and counts slots.")
-    parser.add_argument("--full", action="store_true", help="the whole campaign, of about 80 minutes")
+    parser.add_argument("--full", action="store_true", help="the whole campaign, of about 95 minutes")
     parser.add_argument("--soak", type=int, metavar="MINUTES", help="one load, and a fault each minute")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults, by the beginning of their names")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="draws the same faults again")
@@ -83,6 +83,8 @@ def _drill(rows: Sequence[Fault], plan: Plan, given: argparse.Namespace) -> int:
     logs = given.json.with_suffix(".logs") if given.json else None
     code = 0
     processes.interrupt_on_signal()
+    if given.json:  # now, and not when the first result is there
+        given.json.parent.mkdir(parents=True, exist_ok=True)
     try:
         for result in campaign.run(rows, plan, given.seed, _tell, logs):
             results.append(result)

@@ -54,11 +54,11 @@ def _monotonic() -> float:
     return world.current().process.monotonic()
 
 
-def _transaction() -> AbstractContextManager[Any]:
+def _transaction(*, planned: bool = False) -> AbstractContextManager[Any]:  # noqa: ARG001 - nothing is planned here
     return _session(alone=False)
 
 
-def _statement() -> AbstractContextManager[Any]:
+def _statement(*, planned: bool = False) -> AbstractContextManager[Any]:  # noqa: ARG001
     return _session(alone=True)
 
 

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
+import plans
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 from stores import DATABASE, GIVEN, ROOT, need, new_database, poll, url_of
 
 TABLES = (
@@ -62,19 +64,36 @@ def migrated(template: str) -> Iterator[str]:
         yield url
         from app import db  # noqa: PLC0415 - only after the environment stands
 
-        db.engines()[0].dispose()
+        db.engines().dispose()
 
 
 ENDED_OR_NOT = text("SELECT count(*) FROM runs WHERE (finished_at IS NULL) <> (state = ANY(:open))")
 
 
+@pytest.fixture(scope="session")
+def planned_once(migrated: str) -> Iterator[dict[str, Any]]:
+    """The statements that were sent where PostgreSQL plans each once, with their parameters until they were looked
+    at."""
+    from app import db  # noqa: PLC0415
+
+    seen: dict[str, Any] = {}
+
+    def note(connection, _cursor, statement, parameters, *_):
+        if connection.engine.pool is db.engines().planned.pool:
+            seen.setdefault(statement, parameters)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)
+
+
 @pytest.fixture
-def database(migrated: str) -> Iterator[str]:
+def database(migrated: str, planned_once: dict[str, Any]) -> Iterator[str]:
     """The database, empty but for the targets that come with Punctual."""
     from app import db  # noqa: PLC0415
     from app.states import OPEN  # noqa: PLC0415
 
-    with db.engines()[0].begin() as connection:
+    with db.engines().usual.begin() as connection:
         connection.execute(text(f"TRUNCATE {', '.join(TABLES)}"))
         connection.execute(
             text(
@@ -86,8 +105,13 @@ def database(migrated: str) -> Iterator[str]:
             )
         )
     yield migrated
-    with db.engines()[0].begin() as connection:  # `keys.open_runs` counts on it
+    with db.engines().usual.begin() as connection:  # `keys.open_runs` counts on it
         assert connection.scalar(ENDED_OR_NOT, {"open": sorted(OPEN)}) == 0
+        # one plan must be good for whatever parameters there are
+        for statement, parameters in [each for each in planned_once.items() if each[1] is not None]:
+            planned_once[statement] = None
+            looks = plans.looks(connection.connection.driver_connection, statement, parameters)
+            assert [look for look in looks if not plans.is_by_key(look)] == [], statement
 
 
 @pytest.fixture
@@ -171,11 +195,14 @@ def statements():
         def note(_connection, _cursor, statement, *_):
             seen.append(statement)
 
-        event.listen(db.engines()[0], "before_cursor_execute", note)
+        pools = db.engines().usual, db.engines().planned
+        for pool in pools:
+            event.listen(pool, "before_cursor_execute", note)
         try:
             yield seen
         finally:
-            event.remove(db.engines()[0], "before_cursor_execute", note)
+            for pool in pools:
+                event.remove(pool, "before_cursor_execute", note)
 
     return collect
 

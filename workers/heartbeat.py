@@ -84,7 +84,7 @@ class Heartbeat(threading.Thread):
         if self.consumer is None:
             return
         name, uptime = self.consumer.hostname, timedelta(seconds=time.monotonic() - self.started)
-        with db.statement() as session:
+        with db.statement(planned=True) as session:
             if self.stopping.is_set():
                 nodes.leave(session, name)
             else:
@@ -118,7 +118,7 @@ def renew(tickets: list[Ticket]) -> set[UUID]:
     """Renews the heartbeats of these runs. Returns those that are to be cancelled."""
     if not tickets:
         return set()
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         return runs.renew(session, tickets)
 
 
@@ -133,7 +133,7 @@ def offer(targets: Iterable[Any]) -> None:
         return
     statement = insert(Target)
     replaced = {name: statement.excluded[name] for name in OFFERED}
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         seen = {"last_seen_at": db.now(session)}
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
         ordered = [row | seen for row in sorted(rows, key=lambda row: row["name"])]

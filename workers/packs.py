@@ -51,7 +51,7 @@ class Working:
         def step() -> set[Any]:
             # from before the question: no stamp is ever early, and the time to begin is never too long
             self.claimed = time.monotonic()
-            with db.statement() as session:
+            with db.statement(planned=True) as session:
                 taken, at = packs.claim_all(session, tickets, self.worker)
             self.claimed_at = at or self.claimed_at
             return taken
@@ -88,7 +88,7 @@ class Working:
         lines, self.ended = self.ended, []
         self._measure(lines)
         for step in records(self.pack, lines):
-            execution.insist(partial(db.transact, step), execution.RECORD_PATIENCE)
+            execution.insist(partial(db.transact, step, planned=True), execution.RECORD_PATIENCE)
         self.page.clear()
         failpoints.reached("recorded")
 
@@ -103,7 +103,7 @@ class Working:
         """Gives back what there was no time for."""
         tickets = [self.pack.messages[position].ticket for position in positions]
         step = partial(packs.give_back, tickets=tickets, claimed_at=self.claimed_at)
-        execution.insist(partial(db.transact, step), execution.RECORD_PATIENCE)
+        execution.insist(partial(db.transact, step, planned=True), execution.RECORD_PATIENCE)
 
     def _call(self, position: int, started_at: datetime) -> Line:
         outcome = call(self.pack.messages[position], self.worker)
@@ -231,7 +231,7 @@ class PackRequest(execution.RecordedRequest):
         reading = self._read()
         if reading is None or reading.begun < 0:
             return
-        with db.transaction() as session:
+        with db.transaction(planned=True) as session:
             packs.begin_all(session, [(self.pack.messages[reading.begun].ticket, reading.began_at)])
         if asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK:
             self._settle(reading, reading.next + 1)  # the child itself sees to the one that is next
@@ -249,18 +249,18 @@ class PackRequest(execution.RecordedRequest):
     def _end(self, reading: Reading, reason: Reason, error: dict[str, Any]) -> None:
         self._settle(reading, reading.begun + 1)
         if reading.begun >= 0 and reading.begun not in {line.position for line in reading.lines}:
-            with db.transaction() as session:
+            with db.transaction(planned=True) as session:
                 ticket = self.pack.messages[reading.begun].ticket
                 _fail(session, ticket, reading.began_at, reason=reason, error=error)
 
     def _settle(self, reading: Reading, first: int) -> None:
         """Records what had ended, and gives back what had not begun, from `first` on. Twice does no harm."""
         for step in records(self.pack, reading.lines):
-            db.transact(step)
+            db.transact(step, planned=True)
         rest = [message.ticket for message in self.pack.messages[first:]]
         if not rest:
             return
-        with db.transaction() as session:
+        with db.transaction(planned=True) as session:
             count = packs.give_back(session, rest, reading.claimed_at)
         if count:
             log.warning("pack %s: %d runs behind a slow or a dead one are given back", self.id, count)

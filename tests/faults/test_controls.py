@@ -139,7 +139,7 @@ def _forget():
     from app import db, settings  # noqa: PLC0415
 
     if db.engines.cache_info().currsize:
-        db.engines()[0].dispose()
+        db.engines().dispose()
     for cached in (settings.load, db.engines):
         cached.cache_clear()
 

@@ -43,7 +43,7 @@ DUMP = [
 @pytest.fixture
 def shell(database):
     """The target that a crontab needs."""
-    with db.engines()[0].begin() as connection:
+    with db.engines().usual.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO targets (name, queue, signature, documentation, last_seen_at)"
@@ -134,7 +134,7 @@ def test_the_chain_of_the_real_log_is_computed_again(punctual, ask, register):
     assert ask("audit", "verify")["good"] == 4
     [paused] = ask("audit", "list", "--action", "pause")
     assert paused["hash"] == ask("audit", "verify")["head"]
-    with db.engines()[0].begin() as connection:
+    with db.engines().usual.begin() as connection:
         connection.execute(text("UPDATE audit SET subject_name = 'x' WHERE position = 2"))
     result = punctual("audit", "verify", code=1)
     assert result.stderr == "punctual: The chain is broken at position 2: its content is not what was sealed.\n"

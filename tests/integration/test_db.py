@@ -3,6 +3,7 @@
 import os
 import time
 
+import plans
 import pytest
 from sqlalchemy import text
 
@@ -15,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("database")
 def impatient(monkeypatch):
     """A new engine whose transactions may take half a second."""
     monkeypatch.setattr(db, "PATIENCE", 0.5)
-    db.engines()[0].dispose()
+    db.engines().dispose()
     db.engines.cache_clear()
     yield
-    db.engines()[0].dispose()
+    db.engines().dispose()
     db.engines.cache_clear()
 
 
@@ -55,6 +56,27 @@ def test_a_childs_transactions_are_watched_too(impatient):
 
 def test_what_is_to_fork_has_connected_and_holds_no_connection(impatient):
     db.prepare()
-    pool = db.engines()[0].pool
+    pool = db.engines().usual.pool
     assert (pool.checkedin(), pool.checkedout()) == (0, 0)
     db.ping()
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [("id = %(given)s", True), ("state = %(given)s", False), ("state = 'active' AND next_run_at < now()", True)],
+)
+def test_a_statement_is_known_by_its_plan_where_no_index_leads_to_its_rows_for_any_parameters(condition, found):
+    """What every test looks at, of each statement that is planned once."""
+    with db.transaction() as session:
+        driver = session.connection().connection.driver_connection
+        looks = list(plans.looks(driver, f"SELECT 1 FROM tasks WHERE {condition}", {"given": "x"}))
+    assert [plans.is_by_key(look) for look in looks] == [found]
+
+
+def test_statements_of_the_other_pool_are_planned_once():
+    with db.transaction(planned=True) as session:
+        assert session.scalar(text("SELECT current_setting('plan_cache_mode')")) == "force_generic_plan"
+    with db.statement(planned=True) as session:
+        assert session.scalar(text("SELECT current_setting('plan_cache_mode')")) == "force_generic_plan"
+    with db.transaction() as session:
+        assert session.scalar(text("SELECT current_setting('plan_cache_mode')")) == "auto"

@@ -181,11 +181,11 @@ def test_what_is_reported_between_the_look_and_the_end_keeps_an_incident_open(ta
             with ThreadPoolExecutor() as pool:  # another connection's
                 pool.submit(fail, late.pop()).result(10)
 
-    event.listen(db.engines()[0], "before_cursor_execute", fail_before)
+    event.listen(db.engines().usual, "before_cursor_execute", fail_before)
     try:
         assert close() == 0
     finally:
-        event.remove(db.engines()[0], "before_cursor_execute", fail_before)
+        event.remove(db.engines().usual, "before_cursor_execute", fail_before)
     [incident] = found()
     assert (incident.count, incident.closed_at) == (2, None)
 

@@ -181,7 +181,7 @@ class History:
     def go(self, count=60):
         """Each connection has a transaction, one statement of which is done at a time."""
         with ExitStack() as stack:
-            connections = [stack.enter_context(db.engines()[0].connect()) for _ in range(3)]
+            connections = [stack.enter_context(db.engines().usual.connect()) for _ in range(3)]
             self._go(connections, count)
 
     def _go(self, connections, count):
