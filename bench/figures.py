@@ -68,4 +68,5 @@ def save(measured: Sequence[Row], path: Path) -> None:
         {"what": row.what, "system": row.system, "unit": row.unit, "median": row.median, "values": row.values}
         for row in measured
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")

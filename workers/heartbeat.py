@@ -118,7 +118,7 @@ def renew(tickets: list[Ticket]) -> set[UUID]:
     """Renews the heartbeats of these runs. Returns those that are to be cancelled."""
     if not tickets:
         return set()
-    with db.transaction(planned=True) as session:
+    with db.statement(planned=True) as session:
         return runs.renew(session, tickets)
 
 

@@ -15,7 +15,6 @@ from celery import signals
 from celery._state import _task_stack
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
-from sqlalchemy.orm import Session
 
 from app import db, errors, failpoints, messages, metrics, packs
 from app.broker import celery_app
@@ -88,7 +87,7 @@ class Working:
         lines, self.ended = self.ended, []
         self._measure(lines)
         for step in records(self.pack, lines):
-            execution.insist(partial(db.transact, step, planned=True), execution.RECORD_PATIENCE)
+            execution.insist(step, execution.RECORD_PATIENCE)
         self.page.clear()
         failpoints.reached("recorded")
 
@@ -102,8 +101,7 @@ class Working:
     def give_back(self, positions: Sequence[int]) -> None:
         """Gives back what there was no time for."""
         tickets = [self.pack.messages[position].ticket for position in positions]
-        step = partial(packs.give_back, tickets=tickets, claimed_at=self.claimed_at)
-        execution.insist(partial(db.transact, step, planned=True), execution.RECORD_PATIENCE)
+        execution.insist(lambda: _give_back(tickets, self.claimed_at), execution.RECORD_PATIENCE)
 
     def _call(self, position: int, started_at: datetime) -> Line:
         outcome = call(self.pack.messages[position], self.worker)
@@ -176,9 +174,9 @@ def call(message: Message, worker: str) -> execution.Outcome:
     return outcome
 
 
-def records(pack: Pack, lines: Sequence[Line]) -> Iterator[Callable[[Session], None]]:
-    """The steps that record ended runs of a pack, each in a transaction of its own: those that returned with one
-    statement, and each that failed by itself. Doing one twice does no harm."""
+def records(pack: Pack, lines: Sequence[Line]) -> Iterator[Callable[[], None]]:
+    """The steps that record ended runs of a pack, each a transaction of its own: those that returned together, and each
+    that failed by itself. Doing one twice does no harm."""
     returned = [line for line in lines if line.reason is None]
     if returned:
         yield partial(_succeed, pack=pack, lines=returned)
@@ -189,7 +187,7 @@ def records(pack: Pack, lines: Sequence[Line]) -> Iterator[Callable[[Session], N
             yield partial(_fail, ticket=ticket, at=line.started_at, **how)
 
 
-def _succeed(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
+def _succeed(pack: Pack, lines: Sequence[Line]) -> None:
     done = [
         packs.Done(
             ticket=pack.messages[line.position].ticket,
@@ -199,14 +197,21 @@ def _succeed(session: Session, pack: Pack, lines: Sequence[Line]) -> None:
         )
         for line in lines
     ]
-    moved = packs.succeed_all(session, done)
+    with db.statement(planned=True) as session:
+        moved = packs.succeed_all(session, done)
     for late in (each.ticket for each in done if each.ticket.run not in moved):
         execution.refused(late)
 
 
-def _fail(session: Session, ticket: Ticket, at: datetime, **how: Any) -> None:
-    packs.begin_all(session, [(ticket, at)])
-    execution.fail(session, ticket, **how)
+def _fail(ticket: Ticket, at: datetime, **how: Any) -> None:
+    with db.transaction(planned=True) as session:
+        packs.begin_all(session, [(ticket, at)])
+        execution.fail(session, ticket, **how)
+
+
+def _give_back(tickets: Sequence[Ticket], claimed_at: datetime) -> int:
+    with db.statement(planned=True) as session:
+        return packs.give_back(session, tickets, claimed_at)
 
 
 class PackRequest(execution.RecordedRequest):
@@ -231,7 +236,7 @@ class PackRequest(execution.RecordedRequest):
         reading = self._read()
         if reading is None or reading.begun < 0:
             return
-        with db.transaction(planned=True) as session:
+        with db.statement(planned=True) as session:
             packs.begin_all(session, [(self.pack.messages[reading.begun].ticket, reading.began_at)])
         if asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK:
             self._settle(reading, reading.next + 1)  # the child itself sees to the one that is next
@@ -249,20 +254,14 @@ class PackRequest(execution.RecordedRequest):
     def _end(self, reading: Reading, reason: Reason, error: dict[str, Any]) -> None:
         self._settle(reading, reading.begun + 1)
         if reading.begun >= 0 and reading.begun not in {line.position for line in reading.lines}:
-            with db.transaction(planned=True) as session:
-                ticket = self.pack.messages[reading.begun].ticket
-                _fail(session, ticket, reading.began_at, reason=reason, error=error)
+            _fail(self.pack.messages[reading.begun].ticket, reading.began_at, reason=reason, error=error)
 
     def _settle(self, reading: Reading, first: int) -> None:
         """Records what had ended, and gives back what had not begun, from `first` on. Twice does no harm."""
         for step in records(self.pack, reading.lines):
-            db.transact(step, planned=True)
+            step()
         rest = [message.ticket for message in self.pack.messages[first:]]
-        if not rest:
-            return
-        with db.transaction(planned=True) as session:
-            count = packs.give_back(session, rest, reading.claimed_at)
-        if count:
+        if rest and (count := _give_back(rest, reading.claimed_at)):
             log.warning("pack %s: %d runs behind a slow or a dead one are given back", self.id, count)
 
 
