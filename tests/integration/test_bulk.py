@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from firing import summarise
 
 from app import bulk, db, queries, runs
 from app.models import Run, Task
 from app.states import RunState, Trigger
-from beat import chores
 
 TASKS = "/api/v1/tasks"
 HOURLY = {"type": "interval", "every": 3600, "anchor": "2026-01-01T00:00:00.000Z"}
@@ -178,11 +178,6 @@ def record(task, seconds, state=RunState.SUCCEEDED, minute=5, **stamps):
         return slot
 
 
-def settle():
-    while chores.summarise().more:
-        pass
-
-
 def test_statistics_say_how_it_went_and_which_stage_made_runs_late(client, register):
     task, other = register(name="one"), register(name="two")
     for seconds in (0.01, 0.02, 0.03):
@@ -190,7 +185,7 @@ def test_statistics_say_how_it_went_and_which_stage_made_runs_late(client, regis
     record(task, 40, fired_at=30, published_at=31)
     record(task, 50, fired_at=1, published_at=2)
     record(other, 12, RunState.FAILED, fired_at=1, published_at=11)
-    settle()
+    summarise()
     whole, one = (client.get("/api/v1/stats", query_string=wanted).json for wanted in ({}, {"task_id": task["id"]}))
     assert whole["runs"] == {"succeeded": 5, "failed": 1, "cancelled": 0, "skipped": 0, "waiting": 0}
     assert one["runs"]["succeeded"] == 5
@@ -223,7 +218,7 @@ def test_statistics_of_nothing_are_empty_and_of_a_longer_time_too(client, task):
 
 def test_statistics_read_no_run_where_none_was_late(client, task, statements):
     record(task, 0.01)
-    settle()
+    summarise()
     with statements() as seen:
         assert client.get("/api/v1/stats").json["late"]["runs"] == 0
     assert not [statement for statement in seen if "FROM runs" in statement]

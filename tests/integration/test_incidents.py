@@ -8,7 +8,7 @@ from functools import partial
 from uuid import uuid4
 
 import pytest
-from firing import fire
+from firing import fire, summarise
 from sqlalchemy import event, select, text, update
 
 from app import attempts, db, dispatch, incidents, recoveries, runs, summaries, system, tasks
@@ -16,7 +16,6 @@ from app.incidents import Sign
 from app.messages import Ticket
 from app.models import Incident, Run, Task
 from app.states import Reason, RunState, Trigger, Trouble
-from beat import chores
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -81,8 +80,7 @@ def slot(task, before, started=None):
 
 def look():
     """The chores that find late runs, as beats do one after the other."""
-    while chores.summarise().more:
-        pass
+    summarise()
     with db.transaction() as session:
         return incidents.find_late(session, db.now(session))[1]
 
@@ -331,8 +329,7 @@ def test_a_run_in_time_asks_nothing_of_incidents(task, postbox, statements):
 
 def test_beats_that_look_for_late_runs_at_once_count_them_once(task):
     slot(task, LATE)
-    while chores.summarise().more:
-        pass
+    summarise()
     find = partial(db.transact, lambda session: incidents.find_late(session, db.now(session)))
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: find(), range(4)))
