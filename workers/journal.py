@@ -5,7 +5,8 @@ recorded yet. Both stand here, so that its neighbours in the pack suffer nothing
 and gives back what had not begun.
 
 One page belongs to each process of the pool, and that process alone writes it. The worker reads it while the child
-goes on: what changed meanwhile is not believed.
+goes on: what changed meanwhile is not believed. What belongs together is made elsewhere and put there at one stroke, as
+`pack_into` fills its place with zeros first: the worker would see a run begin in 1970.
 """
 
 import json
@@ -29,10 +30,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HEAD = struct.Struct("@16sqdqqqqq")
 """Pack; process; when it was claimed, on the monotonic clock and on PostgreSQL's; the run that is next; the last one
-that began, and when; length. Native, so that each number is written at one stroke and never read half-written."""
+that began, and when; length."""
 _NUMBERS = struct.Struct("@qq")
 _NUMBER = struct.Struct("@q")
-_NEXT, _BEGUN, _LENGTH = 40, 48, 64
+_ID, _NEXT, _BEGUN, _LENGTH = 0, 40, 48, 64
+
+TRIES = 100
+"""Looks at a page that changes meanwhile. A run takes longer than a look."""
 
 _memory = mmap.mmap(-1, PAGES * SIZE)
 """Made before the pool forks: every child has the same."""
@@ -91,17 +95,17 @@ class Page:
     def open(self, pack: UUID, claimed: float, claimed_at: datetime) -> None:
         """Begins with a pack that was just claimed."""
         at = _number(claimed_at)
-        _HEAD.pack_into(_memory, self.start, b"", os.getpid(), claimed, at, -1, -1, at, 0)
-        # its id last: who read it beside the numbers of the pack before would take that one's stamps for its own
-        _memory[self.start : self.start + 16] = pack.bytes
+        self.close()
+        self._put(_ID, _HEAD.pack(b"", os.getpid(), claimed, at, -1, -1, at, 0))
+        self._put(_ID, pack.bytes)  # last: from here on it is read
 
     def approach(self, position: int) -> None:
         """Says which run is next, before it is asked whether there is time for it."""
-        _NUMBER.pack_into(_memory, self.start + _NEXT, position)
+        self._put(_NEXT, _NUMBER.pack(position))
 
     def begin(self, position: int, at: datetime) -> None:
         """Says that it begins."""
-        _NUMBERS.pack_into(_memory, self.start + _BEGUN, position, _number(at))
+        self._put(_BEGUN, _NUMBERS.pack(position, _number(at)))
 
     def add(self, line: Line) -> bool:
         """Keeps an outcome. False: there is no room, and it must be recorded before the next run begins."""
@@ -111,16 +115,19 @@ class Page:
         if begin + len(text) > self.start + SIZE:
             return False
         _memory[begin : begin + len(text)] = text
-        _NUMBER.pack_into(_memory, self.start + _LENGTH, length + len(text))  # the text counts from here on
+        self._put(_LENGTH, _NUMBER.pack(length + len(text)))  # the text counts from here on
         return True
 
     def clear(self) -> None:
         """Forgets the outcomes, which are recorded now."""
-        _NUMBER.pack_into(_memory, self.start + _LENGTH, 0)
+        self._put(_LENGTH, _NUMBER.pack(0))
 
     def close(self) -> None:
         """Ends the pack: nothing of it is in this child's hands any more."""
-        _memory[self.start : self.start + 16] = bytes(16)
+        self._put(_ID, bytes(16))
+
+    def _put(self, offset: int, content: bytes) -> None:
+        _memory[self.start + offset : self.start + offset + len(content)] = content
 
 
 def own() -> Page:
@@ -129,7 +136,8 @@ def own() -> Page:
 
 
 def read(pack: UUID, process: int) -> Reading | None:
-    """Where a process stands in this pack, or None where it does not have it in its hands."""
+    """Where a process stands in this pack, or None where it does not have it in its hands, or goes on too fast for a
+    look at it."""
     for start in range(0, PAGES * SIZE, SIZE):
         if _memory[start : start + 16] == pack.bytes and (reading := _read(start, pack, process)):
             return reading
@@ -137,20 +145,22 @@ def read(pack: UUID, process: int) -> Reading | None:
 
 
 def _read(start: int, pack: UUID, process: int) -> Reading | None:
-    head = _memory[start : start + _HEAD.size]
-    found, owner, claimed, claimed_at, coming, begun, began_at, length = _HEAD.unpack(head)
-    text = _memory[start + _HEAD.size : start + _HEAD.size + length]
-    if (found, owner) != (pack.bytes, process):
-        return None
-    still = _memory[start : start + _HEAD.size] == head  # else the child went on meanwhile, and text may be torn
-    return Reading(
-        claimed=claimed,
-        claimed_at=_instant(claimed_at),
-        next=coming,
-        begun=begun,
-        began_at=_instant(began_at),
-        lines=list(_lines(text)) if still else [],
-    )
+    for _ in range(TRIES):
+        head = _memory[start : start + _HEAD.size]
+        found, owner, claimed, claimed_at, coming, begun, began_at, length = _HEAD.unpack(head)
+        if (found, owner) != (pack.bytes, process):
+            return None
+        text = _memory[start + _HEAD.size : start + _HEAD.size + length]
+        if _memory[start : start + _HEAD.size] == head:  # else the child went on meanwhile
+            return Reading(
+                claimed=claimed,
+                claimed_at=_instant(claimed_at),
+                next=coming,
+                begun=begun,
+                began_at=_instant(began_at),
+                lines=list(_lines(text)),
+            )
+    return None
 
 
 def _lines(text: bytes) -> Iterator[Line]:

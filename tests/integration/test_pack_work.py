@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from celery.exceptions import Ignore
@@ -359,3 +360,32 @@ def test_a_pack_that_vanished_counts_as_one_message_and_is_sent_again_whole(fiel
         assert outbox.count_queued(session) == {"default": sent}
         assert len(outbox.take_vanished(session, "default", sent - 1)) == len(postbox.parcels[0].messages)
         assert outbox.count_queued(session) == {"default": sent - 1}
+
+
+def test_who_reads_a_page_while_it_is_written_sees_what_was_there_before():
+    """A child is stopped at any moment, and its worker looks meanwhile."""
+    pack, at = uuid4(), datetime(2026, 6, 1, 12, tzinfo=UTC)
+    page = journal.own()
+    page.open(pack, 1.0, at)
+    seen = []
+
+    class Looking:
+        """A number at whose writing somebody looks."""
+
+        def __init__(self, number):
+            self.number = number
+
+        def __index__(self):
+            reading = journal.read(pack, os.getpid())
+            seen.append((reading.next, reading.begun, reading.began_at))
+            return self.number
+
+    try:
+        page.approach(Looking(7))
+        page.begin(Looking(7), at + timedelta(seconds=1))
+        page.approach(Looking(8))
+        page.begin(Looking(8), at + timedelta(seconds=2))
+    finally:
+        page.close()
+    first = at + timedelta(seconds=1)
+    assert seen == [(-1, -1, at), (7, -1, at), (7, 7, first), (8, 7, first)]
