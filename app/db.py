@@ -18,7 +18,17 @@ from psycopg import sql
 from psycopg.types.array import ListBinaryDumper
 from psycopg.types.json import Jsonb
 from pydantic import SecretStr
-from sqlalchemy import CursorResult, Engine, Executable, TableValuedAlias, bindparam, create_engine, event, func, select
+from sqlalchemy import (
+    CursorResult,
+    Engine,
+    Executable,
+    TableValuedAlias,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -74,7 +84,6 @@ class Lock(IntEnum):
 
 
 PRIMARY = "read-write"  # of several hosts, only the primary decides
-ALONE: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 READ_ONLY: Mapping[str, Any] = {"postgresql_readonly": True}
 
 Answer = TypeVar("Answer")
@@ -83,35 +92,40 @@ _JSON = json.JSONDecoder()
 
 
 class Engines(NamedTuple):
-    """This process's two pools of connections, and the ways to use each."""
+    """The ways to use this process's pool of connections."""
 
     usual: Engine
+    planned: Engine
+    """For statements that PostgreSQL may plan once for whatever parameters, where this process asks for that."""
     alone: Engine
-    """Without transactions of its own."""
+    """The same, without transactions of its own."""
     reading: Engine
     """With transactions that may change nothing."""
-    planned: Engine
-    """The other pool, on whose connections PostgreSQL makes the plan of a statement once: see decision 46."""
-    planned_alone: Engine
 
-    def dispose(self, *, close: bool = True) -> None:
-        """Drops all connections."""
-        for pool in (self.usual, self.planned):
-            pool.dispose(close=close)
+
+class _Habits:
+    """Of this process."""
+
+    plans_once = False
+
+
+def plan_once() -> None:
+    """Has PostgreSQL plan once what it may, see decision 46: for a process that sends the same statements again and
+    again, before it connects."""
+    _Habits.plans_once = True
 
 
 @cache
 def engines() -> Engines:
     """Made at the first use. Connections must not cross a fork: a child calls `forget` first."""
-    url = settings.load().DATABASE_URL
-    usual = make_engine(url, target_session_attrs=PRIMARY, options=LIBPQ_OPTIONS)
-    planned = make_engine(url, target_session_attrs=PRIMARY, options=f"{LIBPQ_OPTIONS} {PLANNED_ONCE}")
+    options = f"{LIBPQ_OPTIONS} {PLANNED_ONCE}" if _Habits.plans_once else LIBPQ_OPTIONS
+    usual = make_engine(settings.load().DATABASE_URL, target_session_attrs=PRIMARY, options=options)
+    planned = usual.execution_options(planned=True)
     return Engines(
         usual=usual,
-        alone=usual.execution_options(**ALONE),
-        reading=usual.execution_options(**READ_ONLY),
         planned=planned,
-        planned_alone=planned.execution_options(**ALONE),
+        alone=planned.execution_options(isolation_level="AUTOCOMMIT"),
+        reading=usual.execution_options(**READ_ONLY),
     )
 
 
@@ -190,12 +204,12 @@ def prepare() -> None:
     """
     with contextlib.suppress(errors.Unavailable):
         ping()
-    engines().dispose()
+    engines().usual.dispose()
 
 
 def forget() -> None:
     """Drops the connections inherited over a fork without closing them: they are the parent's."""
-    engines().dispose(close=False)
+    engines().usual.dispose(close=False)
 
 
 def transaction(by: object = None, *, planned: bool = False) -> AbstractContextManager[Session]:
@@ -203,12 +217,22 @@ def transaction(by: object = None, *, planned: bool = False) -> AbstractContextM
 
     `by` is who acts, see `app.actors`; none where it is Punctual itself. `planned` is for what each run needs: all
     statements within it must be such as one plan is good for, whatever their parameters, as where rows are named by
-    their keys (decision 46).
+    their keys.
 
     A pooled connection that PostgreSQL has closed meanwhile counts as away, once: all of the pool is then made
     anew. To ask each connection first whether it still stands would cost every transaction a round trip.
     """
-    return session_on(engines().planned if planned else engines().usual, by)
+    if planned:
+        return session_on(engines().planned, by)
+    return _planned_anew(by) if _Habits.plans_once else session_on(engines().usual, by)
+
+
+@contextmanager
+def _planned_anew(by: object) -> Iterator[Session]:
+    """A transaction whose statements are planned for their parameters, on a connection that is not used to it."""
+    with session_on(engines().usual, by) as session:
+        session.connection().exec_driver_sql("SET LOCAL plan_cache_mode = auto")
+        yield session
 
 
 def after(session: Session, call: Callable[[], None]) -> None:
@@ -239,9 +263,10 @@ def is_alone(session: Session, lock: Lock) -> bool:
     return bool(session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
 
 
-def statement(*, planned: bool = False) -> AbstractContextManager[Session]:
-    """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
-    return session_on(engines().planned_alone if planned else engines().alone)
+def statement() -> AbstractContextManager[Session]:
+    """A session for a single statement, which is a transaction by itself: one round trip instead of three. It must be
+    such as one plan is good for, as in a transaction that is `planned`."""
+    return session_on(engines().alone)
 
 
 def transact(step: Callable[[Session], Answer], *, planned: bool = False) -> Answer:
@@ -330,7 +355,7 @@ def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> Non
 
 class Direct:
     """A statement that was built once and is a transaction by itself, handed to the driver: for what each run needs. It
-    is planned once, as in `transaction`.
+    must be such as one plan is good for.
 
     A session, and what SQLAlchemy does for an execution, cost three times what the driver does: see decision 24.
     """
@@ -341,7 +366,7 @@ class Direct:
     @cached_property
     def _compiled(self) -> tuple[str, Mapping[str, Any]]:
         """Its text, and the values that are part of it."""
-        compiled = self.statement.compile(dialect=engines().planned.dialect)
+        compiled = self.statement.compile(dialect=engines().usual.dialect)
         return str(compiled), compiled.params
 
     def __call__(self, **parameters: Any) -> int:
@@ -355,7 +380,7 @@ class Direct:
 def _driver() -> Iterator[psycopg.Connection[Any]]:
     """A connection of the pool, without transactions."""
     try:
-        pooled = engines().planned.raw_connection()
+        pooled = engines().usual.raw_connection()
     except AWAY as exc:
         raise _unavailable() from exc
     try:

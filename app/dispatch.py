@@ -194,7 +194,7 @@ def publish_all(publish: Publish, batch: Sequence[Message]) -> list[Parcel]:
 def mark_queued(sent: Sequence[Parcel]) -> None:
     """Notes what the broker has taken, so that nobody sends it again."""
     if sent:
-        with db.statement(planned=True) as session:
+        with db.statement() as session:
             runs.mark_queued(session, sent)
 
 

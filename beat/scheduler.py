@@ -73,12 +73,11 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.equip(client, Leases(client, settings.load().PUNCTUAL_BUCKETS), publishing.Publisher())
         self.watchdog = Watchdog(self.node)
         if not lazy:
+            db.plan_once()
             self.chores = Chores(publishing.Publisher(), self.node.announce, self.leases.held)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
-            # before a second thread could make engines of its own at the same time
-            for engine in (db.engines().usual, db.engines().planned):
-                sign_statements(engine)
+            sign_statements(db.engines().usual)  # before a second thread could make engines of its own at the same time
             self.chore_thread.start()
             self.keeper = Keeper()
             self.keeper.start()
@@ -320,7 +319,7 @@ def _changed(buckets: Collection[int], share: int) -> Sequence[Any]:
     """
     if not buckets:
         return []
-    with db.statement(planned=True) as session:
+    with db.statement() as session:
         return db.execute(session, _CHANGED, db.arrays("held", bucket=sorted(buckets)) | {"share": share}).all()
 
 
@@ -328,7 +327,7 @@ def _mark_mirrored(rows: Sequence[Any]) -> None:
     """Notes which version was mirrored. A task that changed meanwhile has another one and is mirrored again."""
     if not rows:
         return
-    with db.statement(planned=True) as session:
+    with db.statement() as session:
         done = db.arrays("done", id=(row.id for row in rows), version=(row.version for row in rows))
         db.execute(session, _MARK_MIRRORED, done)
 

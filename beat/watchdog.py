@@ -110,7 +110,7 @@ class SigningRetry(Retry):
 
 
 def sign_statements(engine: Engine) -> None:
-    """A sign around each wait for PostgreSQL on this engine's connections."""
+    """A sign around each wait for PostgreSQL."""
 
     def before(*_: Any) -> None:
         pulse.mark("a statement", PG_WAIT)

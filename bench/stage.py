@@ -130,7 +130,7 @@ def _database(name: str) -> Iterator[None]:
         finally:
             from app import db  # noqa: PLC0415 - as above
 
-            db.engines().dispose()
+            db.engines().usual.dispose()
             server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 

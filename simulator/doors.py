@@ -58,7 +58,7 @@ def _transaction(*, planned: bool = False) -> AbstractContextManager[Any]:  # no
     return _session(alone=False)
 
 
-def _statement(*, planned: bool = False) -> AbstractContextManager[Any]:  # noqa: ARG001
+def _statement() -> AbstractContextManager[Any]:
     return _session(alone=True)
 
 

@@ -64,7 +64,7 @@ def migrated(template: str) -> Iterator[str]:
         yield url
         from app import db  # noqa: PLC0415 - only after the environment stands
 
-        db.engines().dispose()
+        db.engines().usual.dispose()
 
 
 ENDED_OR_NOT = text("SELECT count(*) FROM runs WHERE (finished_at IS NULL) <> (state = ANY(:open))")
@@ -72,15 +72,15 @@ ENDED_OR_NOT = text("SELECT count(*) FROM runs WHERE (finished_at IS NULL) <> (s
 
 @pytest.fixture(scope="session")
 def planned_once(migrated: str) -> Iterator[dict[str, Any]]:
-    """The statements that were sent where PostgreSQL plans each once, with their parameters until they were looked
+    """The statements of which PostgreSQL may be asked to plan them once, with their parameters until they were looked
     at."""
-    from app import db  # noqa: PLC0415
+    from app import runs  # noqa: PLC0415
 
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = dict(direct._compiled for direct in (runs._CLAIM, runs._SUCCEED))  # no event tells of these
 
-    def note(connection, _cursor, statement, parameters, *_):
-        if connection.engine.pool is db.engines().planned.pool:
-            seen.setdefault(statement, parameters)
+    def note(connection, _cursor, statement, parameters, _context, executemany):
+        if connection.get_execution_options().get("planned"):
+            seen.setdefault(statement, parameters[0] if executemany else parameters)
 
     event.listen(Engine, "before_cursor_execute", note)
     yield seen
@@ -110,8 +110,7 @@ def database(migrated: str, planned_once: dict[str, Any]) -> Iterator[str]:
         # one plan must be good for whatever parameters there are
         for statement, parameters in [each for each in planned_once.items() if each[1] is not None]:
             planned_once[statement] = None
-            looks = plans.looks(connection.connection.driver_connection, statement, parameters)
-            assert [look for look in looks if not plans.is_by_key(look)] == [], statement
+            plans.check(connection.connection.driver_connection, statement, parameters)
 
 
 @pytest.fixture
@@ -195,14 +194,11 @@ def statements():
         def note(_connection, _cursor, statement, *_):
             seen.append(statement)
 
-        pools = db.engines().usual, db.engines().planned
-        for pool in pools:
-            event.listen(pool, "before_cursor_execute", note)
+        event.listen(db.engines().usual, "before_cursor_execute", note)
         try:
             yield seen
         finally:
-            for pool in pools:
-                event.remove(pool, "before_cursor_execute", note)
+            event.remove(db.engines().usual, "before_cursor_execute", note)
 
     return collect
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+_LOOKS = re.compile(r"\b(FROM|JOIN|UPDATE) (runs|tasks)\b")
 _PARAMETER = re.compile(r"%\((\w+)\)s(?!::)|%\(\w+\)s")
 
 
@@ -28,6 +29,7 @@ def looks(driver: psycopg.Connection[Any], statement: str, parameters: Mapping[s
     given = f"({', '.join(['NULL'] * (next(numbers) - 1))})".replace("()", "")
     driver.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     driver.execute("SET LOCAL enable_seqscan = off")
+    driver.execute("SET LOCAL enable_partition_pruning = off")  # NULL is in no partition
     driver.execute(f"PREPARE asked AS {prepared}")
     try:
         [[plan]] = driver.execute(f"EXPLAIN (FORMAT JSON) EXECUTE asked{given}").fetchall()
@@ -36,6 +38,13 @@ def looks(driver: psycopg.Connection[Any], statement: str, parameters: Mapping[s
     for node in _nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
         if "Scan" in node["Node Type"] and re.match(r"(tasks|runs_.*)$", node.get("Relation Name", "")):
             yield node
+
+
+def check(driver: psycopg.Connection[Any], statement: str, parameters: Mapping[str, Any]) -> None:
+    """That one plan is good for a statement: an index leads to all rows of tasks and runs that it looks at."""
+    found = list(looks(driver, statement, parameters))
+    assert found or not _LOOKS.search(statement), f"no look was seen: {statement}"
+    assert [look for look in found if not is_by_key(look)] == [], statement
 
 
 def is_by_key(look: dict[str, Any]) -> bool:

@@ -114,7 +114,7 @@ def tell(seen: dict[str, float]) -> None:
         return
     names = sorted(seen)  # in one order in every worker, as in `heartbeat.offer`
     durations = (timedelta(seconds=seen[name]) for name in names)
-    with db.statement(planned=True) as session:
+    with db.statement() as session:
         db.execute(session, _TELL, db.arrays("told", target=names, duration=durations))
 
 

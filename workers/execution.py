@@ -146,8 +146,7 @@ class _SoftLimit:
         self.is_armed = True
         try:
             if timeout:
-                if signal.getsignal(signal.SIGALRM) != self._strike:  # the last target may have had a use for it
-                    signal.signal(signal.SIGALRM, self._strike)
+                signal.signal(signal.SIGALRM, self._strike)  # each time: the last target may have had a use for it
                 signal.setitimer(signal.ITIMER_REAL, timeout)
             yield
         finally:

@@ -84,7 +84,7 @@ class Heartbeat(threading.Thread):
         if self.consumer is None:
             return
         name, uptime = self.consumer.hostname, timedelta(seconds=time.monotonic() - self.started)
-        with db.statement(planned=True) as session:
+        with db.statement() as session:
             if self.stopping.is_set():
                 nodes.leave(session, name)
             else:
@@ -118,7 +118,7 @@ def renew(tickets: list[Ticket]) -> set[UUID]:
     """Renews the heartbeats of these runs. Returns those that are to be cancelled."""
     if not tickets:
         return set()
-    with db.statement(planned=True) as session:
+    with db.statement() as session:
         return runs.renew(session, tickets)
 
 

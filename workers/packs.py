@@ -50,7 +50,7 @@ class Working:
         def step() -> set[Any]:
             # from before the question: no stamp is ever early, and the time to begin is never too long
             self.claimed = time.monotonic()
-            with db.statement(planned=True) as session:
+            with db.statement() as session:
                 taken, at = packs.claim_all(session, tickets, self.worker)
             self.claimed_at = at or self.claimed_at
             return taken
@@ -197,7 +197,7 @@ def _succeed(pack: Pack, lines: Sequence[Line]) -> None:
         )
         for line in lines
     ]
-    with db.statement(planned=True) as session:
+    with db.statement() as session:
         moved = packs.succeed_all(session, done)
     for late in (each.ticket for each in done if each.ticket.run not in moved):
         execution.refused(late)
@@ -210,7 +210,7 @@ def _fail(ticket: Ticket, at: datetime, **how: Any) -> None:
 
 
 def _give_back(tickets: Sequence[Ticket], claimed_at: datetime) -> int:
-    with db.statement(planned=True) as session:
+    with db.statement() as session:
         return packs.give_back(session, tickets, claimed_at)
 
 
@@ -236,7 +236,7 @@ class PackRequest(execution.RecordedRequest):
         reading = self._read()
         if reading is None or reading.begun < 0:
             return
-        with db.statement(planned=True) as session:
+        with db.statement() as session:
             packs.begin_all(session, [(self.pack.messages[reading.begun].ticket, reading.began_at)])
         if asked > reading.claimed + messages.BEGIN_WITHIN.total_seconds() + SLACK:
             self._settle(reading, reading.next + 1)  # the child itself sees to the one that is next

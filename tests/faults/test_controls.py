@@ -139,7 +139,7 @@ def _forget():
     from app import db, settings  # noqa: PLC0415
 
     if db.engines.cache_info().currsize:
-        db.engines().dispose()
+        db.engines().usual.dispose()
     for cached in (settings.load, db.engines):
         cached.cache_clear()
 

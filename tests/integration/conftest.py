@@ -180,6 +180,6 @@ def _forget():
     """Settings and connections are made again at next use."""
     from app import bell, db, settings  # noqa: PLC0415
 
-    db.engines().dispose()
+    db.engines().usual.dispose()
     for cached in (settings.load, db.engines, bell.ringer):
         cached.cache_clear()

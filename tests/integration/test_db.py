@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("database")
 def impatient(monkeypatch):
     """A new engine whose transactions may take half a second."""
     monkeypatch.setattr(db, "PATIENCE", 0.5)
-    db.engines().dispose()
+    db.engines().usual.dispose()
     db.engines.cache_clear()
     yield
-    db.engines().dispose()
+    db.engines().usual.dispose()
     db.engines.cache_clear()
 
 
@@ -73,10 +73,17 @@ def test_a_statement_is_known_by_its_plan_where_no_index_leads_to_its_rows_for_a
     assert [plans.is_by_key(look) for look in looks] == [found]
 
 
-def test_statements_of_the_other_pool_are_planned_once():
+def test_a_process_that_asks_for_it_has_planned_once_what_may_be_and_nothing_else(impatient, monkeypatch):
+    asked = text("SELECT current_setting('plan_cache_mode')")
     with db.transaction(planned=True) as session:
-        assert session.scalar(text("SELECT current_setting('plan_cache_mode')")) == "force_generic_plan"
-    with db.statement(planned=True) as session:
-        assert session.scalar(text("SELECT current_setting('plan_cache_mode')")) == "force_generic_plan"
-    with db.transaction() as session:
-        assert session.scalar(text("SELECT current_setting('plan_cache_mode')")) == "auto"
+        assert session.scalar(asked) == "auto"
+    monkeypatch.setattr(db._Habits, "plans_once", True)
+    db.engines().usual.dispose()
+    db.engines.cache_clear()
+    for _ in range(2):  # on one connection in turn
+        with db.transaction(planned=True) as session:
+            assert session.scalar(asked) == "force_generic_plan"
+        with db.statement() as session:
+            assert session.scalar(asked) == "force_generic_plan"
+        with db.transaction() as session:
+            assert session.scalar(asked) == "auto"
