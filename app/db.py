@@ -41,6 +41,9 @@ from app import errors, metrics, settings
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 """What SQLAlchemy raises where the server cannot be reached, went away, or has no connection to give."""
 
+DRIVER_AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
+"""The same of the driver, which SQLAlchemy puts into words of its own only where it executes something."""
+
 PATIENCE = 6.0
 """Seconds that a transaction may take, waiting for the server included. None of ours comes near."""
 
@@ -348,7 +351,7 @@ def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> Non
                 stream.write_row([Jsonb(value) if json and value is not None else value for value, json in values])
     except psycopg.IntegrityError as exc:
         raise IntegrityError(into.as_string(), None, exc) from exc
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+    except DRIVER_AWAY as exc:
         driver.invalidate(exc)
         raise _unavailable() from exc
 
@@ -381,14 +384,14 @@ def _driver() -> Iterator[psycopg.Connection[Any]]:
     """A connection of the pool, without transactions."""
     try:
         pooled = engines().usual.raw_connection()
-    except AWAY as exc:
+    except (*AWAY, *DRIVER_AWAY) as exc:
         raise _unavailable() from exc
     try:
         connection: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]
         connection.autocommit = True
         yield connection
         connection.autocommit = False  # as the next one expects it
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+    except DRIVER_AWAY as exc:
         pooled.invalidate(exc)
         raise _unavailable() from exc
     except BaseException as exc:
@@ -411,7 +414,7 @@ def apart(options: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         with psycopg.connect(*given, **connecting, autocommit=True) as connection:
             yield connection
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+    except DRIVER_AWAY as exc:
         raise _unavailable() from exc
 
 

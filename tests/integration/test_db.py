@@ -2,12 +2,16 @@
 
 import os
 import time
+from datetime import UTC, datetime
+from uuid import uuid4
 
 import plans
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 
-from app import db, errors
+from app import db, errors, runs
+from app.messages import Ticket
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -87,3 +91,13 @@ def test_a_process_that_asks_for_it_has_planned_once_what_may_be_and_nothing_els
             assert session.scalar(asked) == "force_generic_plan"
         with db.transaction() as session:
             assert session.scalar(asked) == "auto"
+
+
+def test_what_goes_straight_to_the_driver_waits_for_a_postgresql_that_is_away_as_all_else_does(monkeypatch):
+    """Else its worker would take the message for done, and forget the run or its outcome."""
+    nowhere = db.make_engine(SecretStr("postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+    monkeypatch.setattr(db, "engines", lambda: db.Engines(nowhere, nowhere, nowhere, nowhere))
+    ticket = Ticket(task=uuid4(), run=uuid4(), slot=datetime(2026, 6, 1, tzinfo=UTC), attempt=1)
+    for step in (lambda: runs.claim(ticket, "w@h"), lambda: runs.succeed(ticket, None), db.ping):
+        with pytest.raises(errors.Unavailable):
+            step()
