@@ -113,8 +113,8 @@ class _Habits:
 
 
 def plan_once() -> None:
-    """Has PostgreSQL plan once what it may, see decision 46: for a process that sends the same statements again and
-    again, before it connects."""
+    """Has PostgreSQL plan once what it may: for a process that sends the same statements again and again, before it
+    connects. No process of ours asks for it yet, see decision 46."""
     _Habits.plans_once = True
 
 

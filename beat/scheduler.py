@@ -73,7 +73,6 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.equip(client, Leases(client, settings.load().PUNCTUAL_BUCKETS), publishing.Publisher())
         self.watchdog = Watchdog(self.node)
         if not lazy:
-            db.plan_once()
             self.chores = Chores(publishing.Publisher(), self.node.announce, self.leases.held)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
