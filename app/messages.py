@@ -71,7 +71,7 @@ class Ticket:
         return self.attempt == 1 and not self.backfill
 
     def named(self) -> dict[str, Any]:
-        """What tells it from others, for logs."""
+        """What tells it from others, for logs and traces."""
         return {"task": str(self.task), "run": str(self.run), "attempt": self.attempt}
 
     def encode(self) -> dict[str, Any]:

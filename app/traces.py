@@ -126,11 +126,7 @@ def inject(headers: MutableMapping[str, str]) -> None:
 
 
 def _about(ticket: Ticket) -> dict[str, Any]:
-    return {
-        "punctual.run": str(ticket.run),
-        "punctual.task": str(ticket.task),
-        "punctual.attempt": ticket.attempt,
-    }
+    return {f"punctual.{name}": value for name, value in ticket.named().items()}
 
 
 def is_sampled(run: UUID) -> bool:

@@ -265,7 +265,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _send_run(self, run_id: UUID) -> None:
         """Sends a run that was recorded elsewhere; where it fails, the chore publish_pending does it."""
         with contextlib.suppress(errors.Unavailable):
-            with db.transaction(planned=True) as session:
+            with db.transaction() as session:
                 batch = outbox.take_run(session, run_id)
             dispatch.send(self.publisher.publish, batch)
 

@@ -28,11 +28,11 @@ SIZE = 128 * 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_HEAD = struct.Struct("@16sqdqqqqq")
+_HEAD = struct.Struct("=16sqdqqqqq")
 """Pack; process; when it was claimed, on the monotonic clock and on PostgreSQL's; the run that is next; the last one
 that began, and when; length."""
-_NUMBERS = struct.Struct("@qq")
-_NUMBER = struct.Struct("@q")
+_NUMBERS = struct.Struct("=qq")
+_NUMBER = struct.Struct("=q")
 _ID, _NEXT, _BEGUN, _LENGTH = 0, 40, 48, 64
 
 TRIES = 100
