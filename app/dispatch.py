@@ -116,7 +116,7 @@ class _Plan:
 def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
     """The alarm path: fires those of `task_ids` that are due and that nobody else is firing.
 
-    What was confirmed is not marked yet, see `mark_queued`: most of it is claimed shortly and needs no mark then.
+    What was confirmed is not marked yet, see `mark_unclaimed`.
     """
     with db.transaction() as session:
         rows, read_at = _lock(session, task_ids), clock.monotonic()
@@ -196,6 +196,14 @@ def mark_queued(sent: Sequence[Parcel]) -> None:
     if sent:
         with db.statement() as session:
             runs.mark_queued(session, sent)
+
+
+def mark_unclaimed(sent: Sequence[Parcel]) -> None:
+    """The same a while later: most of it has been claimed by then, and needs no mark."""
+    if sent:
+        with db.statement() as session:
+            waiting = runs.unclaimed(session, sent)
+        mark_queued(waiting)
 
 
 def timetable(task: Any, now: datetime) -> schedules.Timetable:

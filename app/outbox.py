@@ -18,8 +18,8 @@ from app.models import Run, Task
 from app.runs import NewRun
 from app.states import RunState, Trigger
 
-SENDING = timedelta(seconds=2)
-"""How long a pending run belongs to whoever last set out to send it."""
+SENDING = timedelta(seconds=3)
+"""How long a pending run belongs to whoever last set out to send it. A beat marks what the broker took before that."""
 
 BATCH = 500
 

@@ -114,6 +114,17 @@ def mark_queued(session: Session, sent: Sequence[Parcel]) -> None:
     db.execute(session, _MARK_QUEUED, keys.given(tickets, sent_at=[ticket.sent_at for ticket in tickets], pack=packs))
 
 
+def unclaimed(session: Session, sent: Sequence[Parcel]) -> list[Parcel]:
+    """Those that no worker has claimed yet and that nobody has marked.
+
+    A pack is claimed as a whole, so its first run tells for all. Where that one alone was cancelled, the others are
+    taken for claimed and are sent again, of which the claim lets one in.
+    """
+    first = [parcel.messages[0].ticket for parcel in sent]
+    waiting = set(db.execute(session, _UNCLAIMED, keys.given(first)).scalars())
+    return [parcel for parcel, ticket in zip(sent, first, strict=True) if ticket.run in waiting]
+
+
 def claim(ticket: Ticket, worker: str) -> bool:
     """Takes the run for this worker. False: it was taken, cancelled, or superseded; the message is to be dropped.
 
@@ -284,6 +295,9 @@ _RECORD = (
     .on_conflict_do_nothing(constraint="uq_runs_task_slot")
     .returning(Run.id)
 )
+
+_first = keys.attempts()
+_UNCLAIMED = select(Run.id).join_from(_first, Run, keys.at(_first, {RunState.PENDING}))
 
 _sent = keys.attempts(sent_at=DateTime(timezone=True), pack=Uuid())
 _MARK_QUEUED = (

@@ -48,9 +48,12 @@ SHORTLY = timedelta(milliseconds=20)
 RING_FOR = 1.0
 """Seconds after which a beat looks up from a burst."""
 
-MARK_AFTER = 0.7
-"""Seconds after which what was sent is marked: most of it has been claimed by then and needs no mark any more. And
-before `outbox.SENDING` is over, when others would send it again."""
+MARK_AFTER = 1.2
+"""Seconds after which what was sent is marked: most of it has been claimed by then and needs no mark any more."""
+
+MARK_EVERY = 0.8
+"""Seconds between two markings, so that they are few. Both together are well below `outbox.SENDING`, when others would
+send it again."""
 
 BATCH = 1000
 REBUILD_BATCH = 2000
@@ -94,10 +97,10 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.rebuild = Rebuild()
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
-        self.sent: list[Parcel] = []
-        """What was sent and not marked yet."""
-        self.mark_at = math.inf
-        """When that is to be done, by `clock.monotonic`."""
+        self.sent: list[tuple[float, Sequence[Parcel]]] = []
+        """What was sent and not marked yet, and when, by `clock.monotonic`."""
+        self.mark_at = 0.0
+        """When to look at that next."""
         self.kept_until = 0.0
         self.node = Node(leases, settings.load().PUNCTUAL_HEALTH_PATH)
 
@@ -148,13 +151,16 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.kept_until = 0.0 if more else clock.monotonic() + KEEP_EVERY
 
     def _mark_in_time(self) -> None:
-        if clock.monotonic() >= self.mark_at:
-            self._mark()
+        now = clock.monotonic()
+        if now >= self.mark_at:
+            self._mark(now - MARK_AFTER)
+            self.mark_at = now + MARK_EVERY
 
-    def _mark(self) -> None:
-        """Marks what was sent."""
-        dispatch.mark_queued(self.sent)
-        self.sent, self.mark_at = [], math.inf
+    def _mark(self, until: float = math.inf) -> None:
+        """Marks what was sent until then and still waits."""
+        old = [parcels for at, parcels in self.sent if at <= until]
+        dispatch.mark_unclaimed([parcel for parcels in old for parcel in parcels])
+        del self.sent[: len(old)]  # not before: they are to be marked though PostgreSQL is away just now
 
     def close(self) -> None:
         """Stops: gives every lease back at once, so that the others need not wait for it to run out."""
@@ -199,9 +205,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _note(self, sent: Sequence[Parcel]) -> None:
         """Notes what is to be marked."""
-        self.sent += sent
         if sent:
-            self.mark_at = min(self.mark_at, clock.monotonic() + MARK_AFTER)
+            self.sent.append((clock.monotonic(), sent))
 
     def _set_aside(self, unreadable: dict[str, int]) -> None:
         for member, bucket in unreadable.items():

@@ -61,6 +61,7 @@ class Tables(Server):
             dispatch._ADVANCE: self._advance,  # noqa: SLF001
             runs._RECORD: self._record,  # noqa: SLF001
             runs._OPEN_TASKS: self._open_tasks,  # noqa: SLF001
+            runs._UNCLAIMED: self._unclaimed,  # noqa: SLF001
             runs._MARK_QUEUED: self._mark_queued,  # noqa: SLF001
             outbox._LOCK_PENDING: self._lock_pending,  # noqa: SLF001
             outbox._TAKEN: self._taken,  # noqa: SLF001
@@ -149,6 +150,9 @@ class Tables(Server):
 
     def _open_tasks(self, _tx: Transaction, given: Given) -> list[Any]:
         return [(task_id,) for task_id in given["asked_id"] if self._open_runs[task_id]]
+
+    def _unclaimed(self, _tx: Transaction, given: Given) -> list[Any]:
+        return [(run_id,) for run_id in given["wanted_id"] if run_id in self._pending]
 
     def _mark_queued(self, tx: Transaction, given: Given) -> list[Any]:
         wanted = {run_id for run_id in given["wanted_id"] if run_id in self._pending}

@@ -106,8 +106,7 @@ class RecordedTask(Task):  # type: ignore[misc]
     def _run_unrecorded(self, *args: Any, **kwargs: Any) -> Any:
         _soft_limit.install()
         try:
-            with _soft_limit.armed():
-                return self.run(*args, **kwargs)
+            return _soft_limit.during(lambda: self.run(*args, **kwargs))
         except Exception:
             log.exception("%s failed, called by a message that is no run's", self.name)
             raise
@@ -136,9 +135,8 @@ class _SoftLimit:
         self.struck = False
         self.run: UUID | None = None
 
-    @contextmanager
-    def armed(self, timeout: float = 0, run: UUID | None = None) -> Iterator[None]:
-        """Lets it strike within; `timeout` seconds from now, where that is given, without Celery's doing."""
+    def during(self, call: Callable[[], Any], timeout: float = 0, run: UUID | None = None) -> Any:
+        """Lets it strike during a call; `timeout` seconds from now, where that is given, without Celery's doing."""
         if self.struck:
             self.struck = False
             raise SoftTimeLimitExceeded
@@ -148,7 +146,7 @@ class _SoftLimit:
             if timeout:
                 signal.signal(signal.SIGALRM, self._strike)  # each time: the last target may have had a use for it
                 signal.setitimer(signal.ITIMER_REAL, timeout)
-            yield
+            return call()
         finally:
             self.is_armed = False
             if timeout:
@@ -252,8 +250,7 @@ def _attempt(target: str, run: UUID, call: Callable[[], Any], timeout: float) ->
         _soft_limit.install()  # what came too late for the run before is none of this one's
     began = time.monotonic()
     try:
-        with _soft_limit.armed(timeout, run):
-            result = call()
+        result = _soft_limit.during(call, timeout, run)
     except Cancelled as exc:
         return None, Outcome(reason=Reason.ERROR, error=describe(exc, "It was cancelled while it ran."), raised=exc)
     except SoftTimeLimitExceeded as exc:

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 from celery import signals
 from celery._state import _task_stack
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 
-from app import db, errors, failpoints, messages, metrics, packs
+from app import db, errors, failpoints, logs, messages, metrics, packs
 from app.broker import celery_app
 from app.messages import Message, Pack, Ticket
 from app.states import Reason
@@ -64,6 +64,10 @@ class Working:
     def run(self, positions: Sequence[int]) -> int:
         """Calls these runs in turn while there is time to begin one. Returns how many were begun."""
         self.page.open(self.pack.id, self.claimed, self.claimed_at)
+        with Caller(self.pack.target, self.worker) as caller:
+            return self._run(positions, caller)
+
+    def _run(self, positions: Sequence[int], caller: "Caller") -> int:
         recorded = time.monotonic()
         for begun, position in enumerate(positions):
             # What is next is written before the clock is asked, and the worker asks the clock before it reads that: so
@@ -74,7 +78,7 @@ class Working:
             started_at = self._now()
             self.page.begin(position, started_at)
             failpoints.reached("claimed")
-            line = self._call(position, started_at)
+            line = self._call(caller, position, started_at)
             failpoints.reached("called")
             self.ended.append(line)
             if not self.page.add(line) or time.monotonic() > recorded + RECORD_EVERY:
@@ -103,8 +107,8 @@ class Working:
         tickets = [self.pack.messages[position].ticket for position in positions]
         execution.insist(lambda: _give_back(tickets, self.claimed_at), execution.RECORD_PATIENCE)
 
-    def _call(self, position: int, started_at: datetime) -> Line:
-        outcome = call(self.pack.messages[position], self.worker)
+    def _call(self, caller: "Caller", position: int, started_at: datetime) -> Line:
+        outcome = caller.call(self.pack.messages[position])
         return Line(
             position=position,
             started_at=started_at,
@@ -135,43 +139,76 @@ def work(pack: Pack, worker: str) -> None:
     working.page.close()
 
 
-def call(message: Message, worker: str) -> execution.Outcome:
-    """Calls the target of a run as Celery does with a message of its own."""
-    task = celery_app.tasks.get(message.target)
-    if task is None:
-        absent = LookupError(f"no target {message.target!r} on this worker")
-        return execution.Outcome(reason=Reason.REJECTED, error=execution.describe(absent), raised=absent)
-    task_id = str(message.ticket.run)
-    task.request_stack.push(
-        Context(
-            id=task_id,
+class _Request(Context):  # type: ignore[misc]
+    """What a target sees of its message. Most never look at the headers, so they are made when one does."""
+
+    ticket: Ticket
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        return {messages.HEADER: self.ticket.encode()}
+
+
+class Caller:
+    """Calls the target of a pack for one run after the other, as Celery does with messages of their own.
+
+    Celery's own stacks of what is under way, and our logs, are told of the pack once and then look at the run at hand:
+    to tell them of each run costs more than a quick run does.
+    """
+
+    def __init__(self, target: str, worker: str) -> None:
+        self.target = target
+        self.worker = worker
+        self.task = celery_app.tasks.get(target)
+        self.ticket: Ticket | None = None
+
+    def __enter__(self) -> Self:
+        self.before = logs.about.set(self._named)
+        if self.task is not None:
+            self.task.request_stack.push(None)
+            _task_stack.push(self.task)
+            self.requests = self.task.request_stack.stack
+            self.own = len(self.requests) - 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.task is not None:
+            _task_stack.pop()
+            self.task.request_stack.pop()
+        logs.about.reset(self.before)
+
+    def call(self, message: Message) -> execution.Outcome:
+        """Calls it for this run."""
+        task = self.task
+        if task is None:
+            absent = LookupError(f"no target {self.target!r} on this worker")
+            return execution.Outcome(reason=Reason.REJECTED, error=execution.describe(absent), raised=absent)
+        self.ticket = message.ticket
+        told = {"task_id": str(message.id), "task": task, "args": message.args, "kwargs": message.kwargs}
+        self.requests[self.own] = _Request(
+            id=told["task_id"],
             task=task.name,
             args=message.args,
             kwargs=message.kwargs,
             retries=message.ticket.attempt - 1,
-            hostname=worker,
+            hostname=self.worker,
             called_directly=False,
             delivery_info={},
-            headers={messages.HEADER: message.ticket.encode()},
+            ticket=message.ticket,
         )
-    )
-    _task_stack.push(task)
-    told = {"task_id": task_id, "task": task, "args": message.args, "kwargs": message.kwargs}
-    try:
         signals.task_prerun.send(sender=task, **told)
-        with execution.named(message.ticket):
-            result, outcome = execution.attempt(
-                task.name,
-                message.ticket,
-                lambda: task.run(*message.args, **message.kwargs),
-                message.timeout.total_seconds(),
-            )
+        result, outcome = execution.attempt(
+            task.name,
+            message.ticket,
+            lambda: task.run(*message.args, **message.kwargs),
+            message.timeout.total_seconds(),
+        )
         retval, state = (outcome.raised, "FAILURE") if outcome.raised else (result, "SUCCESS")
         signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
-    finally:
-        _task_stack.pop()
-        task.request_stack.pop()
-    return outcome
+        return outcome
+
+    def _named(self) -> dict[str, Any]:
+        return self.ticket.named() if self.ticket else {}
 
 
 def records(pack: Pack, lines: Sequence[Line]) -> Iterator[Callable[[], None]]:

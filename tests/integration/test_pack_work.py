@@ -15,7 +15,7 @@ from kombu.message import Message as Delivery
 from kombu.serialization import dumps
 from sqlalchemy import select, update
 
-from app import attempts, db, messages, outbox, packs, runs, tasks
+from app import attempts, db, dispatch, messages, outbox, packs, runs, tasks
 from app.broker import celery_app
 from app.messages import Pack
 from app.models import Run, Target
@@ -344,6 +344,19 @@ def test_a_burst_of_a_known_target_travels_in_packs(fields, postbox):
         work_packs.work(parcel, WORKER)
     with db.transaction() as session:
         assert set(session.scalars(select(Run.state))) == {RunState.SUCCEEDED}
+
+
+def test_only_packs_that_nobody_has_claimed_are_marked(packed):
+    messages = packed({}, {}, {}, {}).messages
+    claimed, waiting = Pack.of(messages[:2]), Pack.of(messages[2:])
+    with db.transaction() as session:
+        session.execute(update(Run).values(state=RunState.PENDING))
+    work_packs.work(claimed, WORKER)
+    dispatch.mark_unclaimed([claimed, waiting])
+    with db.transaction() as session:
+        found = {run.id: (run.state, run.pack_id) for run in session.scalars(select(Run))}
+    assert {found[message.id] for message in claimed.messages} == {(RunState.SUCCEEDED, None)}
+    assert {found[message.id] for message in waiting.messages} == {(RunState.QUEUED, waiting.id)}
 
 
 def test_a_pack_that_vanished_counts_as_one_message_and_is_sent_again_whole(fields, postbox):

@@ -80,21 +80,20 @@ def test_between_two_slots_a_beat_mirrors_only_now_and_then_or_when_a_hint_comes
     assert cards(redis_client) == 1
 
 
-def test_what_was_sent_is_marked_a_while_after_the_first_of_it(beat, fields, postbox, redis_client, monkeypatch):
+def test_what_was_sent_is_marked_a_while_later(beat, fields, postbox, redis_client, monkeypatch):
     def states():
         with db.transaction() as session:
             return set(session.scalars(select(Run.state)))
 
-    monkeypatch.setattr(scheduler, "MARK_AFTER", 3600)
+    monkeypatch.setattr(scheduler, "MARK_EVERY", 0)
     create(fields, schedule={"type": "now"})
     beat.tick()
-    monkeypatch.setattr(scheduler, "MARK_AFTER", 0)
     beat.tick()
     assert states() == {"pending"}
-    create(fields, schedule={"type": "now"})
-    beat.tick()
+    monkeypatch.setattr(scheduler, "MARK_AFTER", 0)
     beat.tick()
     assert states() == {"queued"}
+    assert not beat.sent
 
 
 def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, postbox, redis_client):
