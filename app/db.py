@@ -47,6 +47,11 @@ LIBPQ_OPTIONS = (
     " -c enable_hashjoin=off -c enable_mergejoin=off -c random_page_cost=1.1 -c jit=off"
 )
 
+PLANNED_ONCE = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
+"""A plan that is made while the tables are empty must be good for full ones: so it scans none of them."""
+
+PLANNED_ANEW = "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true)"
+
 TOO_LONG = "This took too long and was given up; nothing was changed. Ask for less, or try again shortly."
 
 CONNECTING: Mapping[str, Any] = {
@@ -86,19 +91,36 @@ class Engines(NamedTuple):
     """The ways to use this process's pool of connections."""
 
     usual: Engine
+    planned: Engine
+    """For statements that PostgreSQL may plan once for whatever parameters, where this process asks for that."""
     alone: Engine
-    """Without transactions of its own."""
+    """The same, without transactions of its own."""
     reading: Engine
     """With transactions that may change nothing."""
+
+
+class _Habits:
+    """Of this process."""
+
+    plans_once = False
+
+
+def plan_once() -> None:
+    """Has PostgreSQL plan once what it may: for a process that sends the same statements again and again, before it
+    connects. See decision 46."""
+    _Habits.plans_once = True
 
 
 @cache
 def engines() -> Engines:
     """Made at the first use. Connections must not cross a fork: a child calls `forget` first."""
-    usual = make_engine(settings.load().DATABASE_URL, target_session_attrs=PRIMARY, options=LIBPQ_OPTIONS)
+    options = f"{LIBPQ_OPTIONS} {PLANNED_ONCE}" if _Habits.plans_once else LIBPQ_OPTIONS
+    usual = make_engine(settings.load().DATABASE_URL, target_session_attrs=PRIMARY, options=options)
+    planned = usual.execution_options(planned=True)
     return Engines(
         usual=usual,
-        alone=usual.execution_options(isolation_level="AUTOCOMMIT"),
+        planned=planned,
+        alone=planned.execution_options(isolation_level="AUTOCOMMIT"),
         reading=usual.execution_options(**READ_ONLY),
     )
 
@@ -186,15 +208,27 @@ def forget() -> None:
     engines().usual.dispose(close=False)
 
 
-def transaction(by: object = None) -> AbstractContextManager[Session]:
+def transaction(by: object = None, *, planned: bool = False) -> AbstractContextManager[Session]:
     """A session whose work is committed at the end, or not at all. Raises Unavailable where PostgreSQL is away.
 
-    `by` is who acts, see `app.actors`; none where it is Punctual itself.
+    `by` is who acts, see `app.actors`; none where it is Punctual itself. `planned` is for what each run needs: all
+    statements within it must be such as one plan is good for, whatever their parameters, as where rows are named by
+    their keys.
 
     A pooled connection that PostgreSQL has closed meanwhile counts as away, once: all of the pool is then made
     anew. To ask each connection first whether it still stands would cost every transaction a round trip.
     """
-    return session_on(engines().usual, by)
+    if planned:
+        return session_on(engines().planned, by)
+    return _planned_anew(by) if _Habits.plans_once else session_on(engines().usual, by)
+
+
+@contextmanager
+def _planned_anew(by: object) -> Iterator[Session]:
+    """A transaction whose statements are planned for their parameters, on a connection that is not used to it."""
+    with session_on(engines().usual, by) as session:
+        session.connection().exec_driver_sql(PLANNED_ANEW)
+        yield session
 
 
 def after(session: Session, call: Callable[[], None]) -> None:
@@ -226,13 +260,14 @@ def is_alone(session: Session, lock: Lock) -> bool:
 
 
 def statement() -> AbstractContextManager[Session]:
-    """A session for a single statement, which is a transaction by itself: one round trip instead of three."""
+    """A session for a single statement, which is a transaction by itself: one round trip instead of three. It must be
+    such as one plan is good for, as in a transaction that is `planned`."""
     return session_on(engines().alone)
 
 
-def transact(step: Callable[[Session], Answer]) -> Answer:
+def transact(step: Callable[[Session], Answer], *, planned: bool = False) -> Answer:
     """Does a step in a transaction of its own."""
-    with transaction() as session:
+    with transaction(planned=planned) as session:
         return step(session)
 
 
@@ -315,7 +350,8 @@ def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> Non
 
 
 class Direct:
-    """A statement that was built once and is a transaction by itself, handed to the driver: for what each run needs.
+    """A statement that was built once and is a transaction by itself, handed to the driver: for what each run needs. It
+    must be such as one plan is good for.
 
     A session, and what SQLAlchemy does for an execution, cost three times what the driver does: see decision 24.
     """

@@ -118,7 +118,7 @@ def fire(publish: Publish, task_ids: Collection[UUID]) -> Fired:
 
     What was confirmed is not marked yet, see `mark_unclaimed`.
     """
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         rows, read_at = _lock(session, task_ids), clock.monotonic()
         now = rows[0].now if rows else db.now(session)
         fired = _record_due(session, now, task_ids, rows)

@@ -76,6 +76,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.equip(client, Leases(client, settings.load().PUNCTUAL_BUCKETS), publishing.Publisher())
         self.watchdog = Watchdog(self.node)
         if not lazy:
+            db.plan_once()
             self.chores = Chores(publishing.Publisher(), self.node.announce, self.leases.held)
             self.node.publishers = [self.publisher, self.chores.publisher]
             self.chore_thread = threading.Thread(target=self.chores.run, name="chores", daemon=True)
@@ -270,7 +271,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
     def _send_run(self, run_id: UUID) -> None:
         """Sends a run that was recorded elsewhere; where it fails, the chore publish_pending does it."""
         with contextlib.suppress(errors.Unavailable):
-            with db.transaction() as session:
+            with db.transaction(planned=True) as session:
                 batch = outbox.take_run(session, run_id)
             dispatch.send(self.publisher.publish, batch)
 

@@ -54,7 +54,7 @@ def _monotonic() -> float:
     return world.current().process.monotonic()
 
 
-def _transaction() -> AbstractContextManager[Any]:
+def _transaction(*, planned: bool = False) -> AbstractContextManager[Any]:  # noqa: ARG001 - nothing is planned here
     return _session(alone=False)
 
 

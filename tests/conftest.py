@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
+import plans
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 from stores import DATABASE, GIVEN, ROOT, need, new_database, poll, url_of
 
 TABLES = (
@@ -68,8 +70,25 @@ def migrated(template: str) -> Iterator[str]:
 ENDED_OR_NOT = text("SELECT count(*) FROM runs WHERE (finished_at IS NULL) <> (state = ANY(:open))")
 
 
+@pytest.fixture(scope="session")
+def planned_once(migrated: str) -> Iterator[dict[str, Any]]:
+    """The statements of which PostgreSQL may be asked to plan them once, with their parameters until they were looked
+    at."""
+    from app import runs  # noqa: PLC0415
+
+    seen: dict[str, Any] = dict(direct._compiled for direct in (runs._CLAIM, runs._SUCCEED))  # no event tells of these
+
+    def note(connection, _cursor, statement, parameters, _context, executemany):
+        if connection.get_execution_options().get("planned"):
+            seen.setdefault(statement, parameters[0] if executemany else parameters)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)
+
+
 @pytest.fixture
-def database(migrated: str) -> Iterator[str]:
+def database(migrated: str, planned_once: dict[str, Any]) -> Iterator[str]:
     """The database, empty but for the targets that come with Punctual."""
     from app import db  # noqa: PLC0415
     from app.states import OPEN  # noqa: PLC0415
@@ -88,6 +107,10 @@ def database(migrated: str) -> Iterator[str]:
     yield migrated
     with db.engines().usual.begin() as connection:  # `keys.open_runs` counts on it
         assert connection.scalar(ENDED_OR_NOT, {"open": sorted(OPEN)}) == 0
+        # one plan must be good for whatever parameters there are
+        for statement, parameters in [each for each in planned_once.items() if each[1] is not None]:
+            planned_once[statement] = None
+            plans.check(connection.connection.driver_connection, statement, parameters)
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def _execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], 
     if outcome.raised is not None:
         reason, error = outcome.reason or Reason.ERROR, outcome.error or {}
         step = partial(fail, ticket=ticket, reason=reason, error=error, after=outcome.after)
-        insist(partial(db.transact, step), RECORD_PATIENCE)
+        insist(partial(db.transact, step, planned=True), RECORD_PATIENCE)
         raise outcome.raised
     if not insist(lambda: runs.succeed(ticket, outcome.result), RECORD_PATIENCE):
         refused(ticket)
@@ -307,7 +307,7 @@ def reject(ticket: Ticket, worker: str, reason: Reason, error: dict[str, Any]) -
 
 def _record_killed(ticket: Ticket, _worker: str, reason: Reason, error: dict[str, Any]) -> None:
     """Records the end of an attempt whose process was killed."""
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         fail(session, ticket, reason, error)
 
 

@@ -133,7 +133,7 @@ def offer(targets: Iterable[Any]) -> None:
         return
     statement = insert(Target)
     replaced = {name: statement.excluded[name] for name in OFFERED}
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         seen = {"last_seen_at": db.now(session)}
         # in one order in every worker: two that announce at once take the rows in turn and cannot deadlock
         ordered = [row | seen for row in sorted(rows, key=lambda row: row["name"])]

@@ -65,6 +65,7 @@ def _declare(**_: Any) -> None:
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _prepare_to_fork(**_: Any) -> None:
     """What is imported by now stays: no collection is to look at it again, which in a child copies what it shares."""
+    db.plan_once()
     db.prepare()
     gc.collect()
     gc.freeze()

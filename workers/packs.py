@@ -241,7 +241,7 @@ def _succeed(pack: Pack, lines: Sequence[Line]) -> None:
 
 
 def _fail(ticket: Ticket, at: datetime, **how: Any) -> None:
-    with db.transaction() as session:
+    with db.transaction(planned=True) as session:
         packs.begin_all(session, [(ticket, at)])
         execution.fail(session, ticket, **how)
 

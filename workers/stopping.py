@@ -65,7 +65,7 @@ def _give_back(requests: Iterable[Any]) -> None:
     """First in PostgreSQL, then the processes are ended: so what ends them is never taken for a failure."""
     try:
         tickets = heartbeat.in_hand(requests)
-        with db.transaction() as session:
+        with db.transaction(planned=True) as session:
             attempts.give_back(session, tickets)
     except errors.Unavailable:
         log.warning("PostgreSQL is away: the runs of this worker count as lost and are tried again as such")
