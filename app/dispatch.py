@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, func, select, update
@@ -92,8 +92,7 @@ class Fired:
         return [outbox.message(run.task, run, sent_at) for run in self.runs]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _Plan(NamedTuple):
     """What is due of one task, and its next slot."""
 
     task: Any

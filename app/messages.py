@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 HEADER = "punctual"
@@ -44,6 +45,16 @@ BEGIN_WITHIN = timedelta(seconds=2)
 """After the claim of a pack none of its runs begins later than this."""
 
 
+@lru_cache(maxsize=64)  # what travels together has the same slot, and was sent at the same time
+def _shown(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
 class TicketError(ValueError):
     """The header is there but cannot be read; `raw` is what it held."""
 
@@ -78,9 +89,9 @@ class Ticket:
         return {
             "task": str(self.task),
             "run": str(self.run),
-            "slot": self.slot.astimezone(UTC).isoformat(),
+            "slot": _shown(self.slot),
             "attempt": self.attempt,
-            "sent_at": self.sent_at.isoformat() if self.sent_at else None,
+            "sent_at": _shown(self.sent_at) if self.sent_at else None,
         } | ({"backfill": True} if self.backfill else {})
 
     @classmethod
@@ -93,9 +104,9 @@ class Ticket:
             return cls(
                 task=UUID(raw["task"]),
                 run=UUID(raw["run"]),
-                slot=datetime.fromisoformat(raw["slot"]),
+                slot=_read(raw["slot"]),
                 attempt=int(raw["attempt"]),
-                sent_at=datetime.fromisoformat(sent_at) if sent_at else None,
+                sent_at=_read(sent_at) if sent_at else None,
                 backfill=bool(raw.get("backfill")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
@@ -110,8 +121,7 @@ class Ticket:
             return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
+class Message(NamedTuple):
     """One attempt of one run, on its way to a worker."""
 
     ticket: Ticket

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import DateTime, Text, bindparam, cast, func, null, select, update
@@ -105,8 +106,7 @@ def is_worth_it(messages: Sequence[Message]) -> bool:
     return len(messages) > 1 and settings.load().PUNCTUAL_PACKS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Done:
+class Done(NamedTuple):
     """A run of a pack that returned: when by PostgreSQL's clock, and what, as JSON."""
 
     ticket: Ticket

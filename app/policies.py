@@ -1,10 +1,9 @@
 """What becomes of slots that are due: fired, fired late, or recorded as missed. Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.states import Catchup, Overlap
 
@@ -18,8 +17,7 @@ MAX_COUNT = 10_000
 """How many missed slots are counted at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Due:
+class Due(NamedTuple):
     """A slot to be recorded: as a run or, where it was missed and is not wanted any more, as skipped.
 
     `missed` is the number of earlier slots that it stands for.
@@ -85,12 +83,13 @@ def bound(due: Sequence[Due], left: float) -> list[Due]:
 def overlap(due: Sequence[Due], policy: Overlap, *, is_open: bool, has_held: bool) -> list[Fate]:
     """What becomes of each slot of a task that is due, in their order, where a run of it is open already or not, and
     another one is held or not. Where the newest is to cancel the others, those of this batch never come to be."""
-    last = max((position for position, each in enumerate(due) if not each.skipped), default=-1)
+    is_cancelling = policy == Overlap.CANCEL
+    last = max((position for position, each in enumerate(due) if is_cancelling and not each.skipped), default=-1)
     fates = []
     for position, each in enumerate(due):
         if each.skipped:
             fates.append(Fate.MISS)
-        elif policy == Overlap.CANCEL and position < last:
+        elif position < last:
             fates.append(Fate.SKIP)
         elif policy == Overlap.ALLOW or not is_open:
             fates.append(Fate.RUN)

@@ -7,10 +7,9 @@ fences out a worker that comes back from the dead. All stamps are PostgreSQL's c
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from sqlalchemy import (
@@ -51,8 +50,7 @@ def _name(slot: datetime) -> str:
     return f"{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewRun:
+class NewRun(NamedTuple):
     """A run to be recorded."""
 
     id: UUID
@@ -64,7 +62,7 @@ class NewRun:
     held: bool = False
     """It is to wait for the end of another run of its task: nobody sends it before `outbox.take_held`."""
     args: list[Any] | None = None
-    kwargs: dict[str, Any] | None = field(default=None)
+    kwargs: dict[str, Any] | None = None
 
 
 def record(session: Session, now: datetime, new: Sequence[NewRun]) -> set[UUID]:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from billiard.process import current_process
@@ -42,8 +42,7 @@ _memory = mmap.mmap(-1, PAGES * SIZE)
 """Made before the pool forks: every child has the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """A run of the pack that ended: its position, its stamps by PostgreSQL's clock, and its outcome."""
 
     position: int

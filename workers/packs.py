@@ -260,7 +260,8 @@ class PackRequest(execution.RecordedRequest):
 
     @property
     def argsrepr(self) -> str:
-        return f"{len(self.pack.messages)} runs of {self.pack.target}"
+        content = self.args[0]  # as it came: to make the pack of it takes long, and few of them are ever looked into
+        return f"{len(content['runs'])} runs of {content['target']}"
 
     def in_hand(self) -> list[Ticket]:
         """The run that the child is at."""
