@@ -41,6 +41,9 @@ from app import (
 )
 from app.messages import Message
 
+BESIDE = 100
+"""How many the audit path fires a second where its beat rings too."""
+
 GAP = 3.0
 """Seconds without word from PostgreSQL in which a worker may have missed heartbeats too."""
 
@@ -163,13 +166,15 @@ class Chores:
         chore.next_at = now + ((now - began) * (1 / chore.share - 1) if done.more else chore.every)
 
     def fire_overdue(self) -> Done:
-        fired = dispatch.fire_overdue(self.publisher.publish, dispatch.OVERDUE)
+        # Where this beat rings, most of what is overdue is what it has not come to yet. Two threads are no quicker at
+        # that than one, and each entry would be rung once more in vain: so this one takes few.
+        is_ringing = bool(self.held())
+        limit = BESIDE if is_ringing else dispatch.BATCH
+        fired = dispatch.fire_overdue(self.publisher.publish, dispatch.OVERDUE, limit)
         if fired.next_run_at:
             log.warning("the audit path fired %d tasks that no beat had rung", len(fired.next_run_at))
-        # Where this beat rings, most of what is overdue is what it has not come to yet. Two threads are no quicker at
-        # that than one, and each entry would be rung once more in vain: so this one takes its time.
-        done = _batch(len(fired.next_run_at), dispatch.BATCH)
-        return done._replace(more=False) if self.held() else done
+        done = _batch(len(fired.next_run_at), limit)
+        return done._replace(more=False) if is_ringing else done
 
     def publish_pending(self) -> Done:
         return self._publish(outbox.take_pending)

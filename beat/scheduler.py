@@ -58,6 +58,14 @@ send it again."""
 BATCH = 1000
 REBUILD_BATCH = 2000
 
+FIRING = 0.5
+"""Seconds that a firing takes at most, about. Of a burst as many are fired together as that allows: the more they are,
+the less each costs. Where the machine is slow or busy they are few: a firing must be over before its lease is, and
+sooner than a transaction is given up."""
+
+FEWEST, MOST = 250, 4000
+"""How many are fired together, as the time that it takes has it; at first BATCH."""
+
 BEGINNING = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
 """Before the first slot of any task."""
 
@@ -102,6 +110,8 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         """What was sent and not marked yet, and when, by `clock.monotonic`."""
         self.mark_at = 0.0
         """When to look at that next."""
+        self.batch = BATCH
+        """How many are fired together."""
         self.kept_until = 0.0
         self.node = Node(leases, settings.load().PUNCTUAL_HEALTH_PATH)
 
@@ -188,12 +198,12 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         until = clock.monotonic() + RING_FOR
         while True:
             held = self.leases.held()
-            due = self.entries.due(held, clock.now(), max(1, BATCH // max(1, len(held))))
+            due = self.entries.due(held, clock.now(), max(1, self.batch // max(1, len(held))))
             self._set_aside(due.unreadable)
             if not due.tasks:
                 return due.next_at
             began = clock.monotonic()
-            fired = dispatch.fire(self.publisher.publish, due.tasks)
+            fired = self._fire(due.tasks)
             self._note(fired.sent)
             self._move(due.tasks, fired)
             self._mark_in_time()
@@ -203,6 +213,14 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
                 return clock.now() + timedelta(seconds=min((clock.monotonic() - began) / 2, REST))
             if clock.monotonic() > until:
                 return clock.now()  # a long burst must not outlive leases, nor hold up a change
+
+    def _fire(self, task_ids: Collection[UUID]) -> dispatch.Fired:
+        """Fires them, and learns from it how many to fire together."""
+        began = clock.monotonic()
+        before, self.batch = self.batch, FEWEST  # which stays where it fails: it took too long perhaps
+        fired = dispatch.fire(self.publisher.publish, task_ids)
+        self.batch = fitting(before, len(task_ids), clock.monotonic() - began)
+        return fired
 
     def _note(self, sent: Sequence[Parcel]) -> None:
         """Notes what is to be marked."""
@@ -292,6 +310,15 @@ def _must_wait(asked: Collection[UUID], fired: dispatch.Fired) -> bool:
     ahead of PostgreSQL's, which says that a slot is still to come."""
     now = clock.now()
     return len(fired.next_run_at) < len(asked) or any(slot and slot <= now for slot in fired.next_run_at.values())
+
+
+def fitting(batch: int, fired: int, took: float) -> int:
+    """How many to fire together, after so many of at most `batch` took so many seconds."""
+    if took > FIRING:
+        return max(FEWEST, batch // 2)
+    if took < FIRING / 2 and fired > batch // 2:
+        return min(MOST, batch * 2)
+    return batch
 
 
 class Rebuild:

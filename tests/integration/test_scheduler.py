@@ -8,7 +8,7 @@ import redis
 from sqlalchemy import select, text, update
 from stores import ROOT
 
-from app import db, settings, tasks
+from app import db, errors, settings, tasks
 from app.models import Run, Task
 from beat import entries, scheduler
 from beat.main import celery_app
@@ -100,6 +100,35 @@ def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, postbox, redis_cli
     task = create(fields, schedule={"type": "now"})
     beat.tick()
     assert [message.ticket.task for message in postbox.sent] == [task.id]
+    assert cards(redis_client) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "fired", "took", "then"),
+    [
+        (1000, 1000, 0.1, 2000),  # the more, the less each costs
+        (4000, 4000, 0.1, 4000),
+        (1000, 20, 0.01, 1000),  # of a few nothing is learnt
+        (1000, 1000, 0.4, 1000),
+        (1000, 900, 0.6, 500),
+        (250, 200, 5.0, 250),
+    ],
+)
+def test_as_many_are_fired_together_as_fit_into_half_a_second(batch, fired, took, then):
+    assert scheduler.fitting(batch, fired, took) == then
+
+
+def test_few_are_fired_together_after_a_firing_that_failed(beat, fields, redis_client, monkeypatch):
+    def fail(*_):
+        raise errors.Unavailable
+
+    create(fields, schedule={"type": "now"})
+    monkeypatch.setattr(scheduler, "MAX_TICK", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler.dispatch, "fire", fail)
+        beat.tick()
+    assert beat.batch == scheduler.FEWEST
+    beat.tick()
     assert cards(redis_client) == 0
 
 
