@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, DateTime, Integer, Select, Uuid, any_, bindparam, case, func, literal, select, update
+from sqlalchemy import ARRAY, DateTime, Integer, Select, Uuid, any_, bindparam, func, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app import db, keys, settings
@@ -54,9 +54,7 @@ def take_held(session: Session, limit: int = BATCH) -> list[Message]:
     """Runs that were held while another one of their task was open, and are not to wait any longer; as messages."""
     other = aliased(Run)
     waits_for = keys.open_runs(other, Run.task_id, other.held.is_(False))
-    # asked of the held ones alone: by its state each pending run of a burst would be looked at first
-    is_pending = case((Run.held, Run.state)) == RunState.PENDING
-    free = select(Run.id, Run.scheduled_for).where(Run.held, is_pending, ~waits_for.exists())
+    free = select(Run.id, Run.scheduled_for).where(Run.held, keys.in_state(RunState.PENDING), ~waits_for.exists())
     return _take(session, free.limit(limit), held=False)
 
 
