@@ -218,7 +218,8 @@ def draft(session: Session, now: datetime, fields: Fields) -> Any:
     task_id = uuid4()
     actor = actors.of(session)
     columns = _columns(fields, now)
-    columns["name"] = columns.get("name") or f"{fields['target']}-{task_id.hex[:8]}"
+    # a mass of tasks without names must not run into each other: of 32 bits a hundred thousand would
+    columns["name"] = columns.get("name") or f"{fields['target']}-{task_id.hex[:16]}"
     task: Any = SimpleNamespace(
         id=task_id,
         bucket=bucket(task_id),

@@ -2,10 +2,11 @@
 
 import itertools
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 
-from app import clock, fields
+from app import clock, fields, tasks
 
 URL = "/api/v1/tasks"
 HOURLY = {"type": "interval", "every": 3600}
@@ -135,6 +136,12 @@ def test_a_deleted_task_is_gone_but_its_runs_are_kept(client, task, run):
     kept = client.get(url(task, "runs")).json["items"]
     assert [(one["id"], one["state"], one["reason"]) for one in kept] == [(run["id"], "cancelled", "task_deleted")]
     assert task["id"] not in [one["id"] for one in client.get(URL).json["items"]]
+
+
+def test_tasks_without_a_name_get_one_each_though_their_ids_begin_alike(register, monkeypatch):
+    ids = [UUID("0123abcd-0000-4000-8000-000000000000"), UUID("0123abcd-0001-4000-8000-000000000000")]
+    monkeypatch.setattr(tasks, "uuid4", iter(ids).__next__)
+    assert len({register()["name"] for _ in ids}) == len(ids)
 
 
 def test_a_name_is_free_again_once_its_task_is_deleted(client, register):
