@@ -50,7 +50,11 @@ LIBPQ_OPTIONS = (
 PLANNED_ONCE = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
 """A plan that is made while the tables are empty must be good for full ones: so it scans none of them."""
 
-PLANNED_ANEW = "SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'on', true)"
+PLANNED_ANEW = """
+    SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true)
+"""
+"""By `auto` PostgreSQL makes the one plan too, to compare, with scans of whole tables allowed, and keeps it: whoever
+has the same statement planned once on this connection later would get it."""
 
 TOO_LONG = "This took too long and was given up; nothing was changed. Ask for less, or try again shortly."
 

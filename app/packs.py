@@ -26,7 +26,7 @@ from app.states import CLAIMABLE, RunState
 WORK = 0.2
 """Seconds of work in a pack at most, by how long runs of its target took lately."""
 
-MAX_RUNS = 1000
+MAX_RUNS = 500
 MAX_BYTES = 512 * 1024
 
 FEW = 16

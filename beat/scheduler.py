@@ -51,9 +51,9 @@ RING_FOR = 1.0
 MARK_AFTER = 1.2
 """Seconds after which what was sent is marked: most of it has been claimed by then and needs no mark any more."""
 
-MARK_EVERY = 0.8
-"""Seconds between two markings, so that they are few. Both together are well below `outbox.SENDING`, when others would
-send it again."""
+MARK_EVERY = 0.5
+"""Seconds between two markings, so that they are few. Both together, and a firing, in which nothing is marked, are
+below `outbox.SENDING`, when others would send it again."""
 
 BATCH = 1000
 REBUILD_BATCH = 2000
@@ -107,7 +107,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         self.hints = client.pubsub(ignore_subscribe_messages=True)
         self.away: set[str] = set()
         self.sent: list[tuple[float, Sequence[Parcel]]] = []
-        """What was sent and not marked yet, and when, by `clock.monotonic`."""
+        """What was sent and not marked yet, and when its firing began, by `clock.monotonic`."""
         self.mark_at = 0.0
         """When to look at that next."""
         self.batch = BATCH
@@ -201,10 +201,10 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             due = self.entries.due(held, clock.now(), max(1, self.batch // max(1, len(held))))
             self._set_aside(due.unreadable)
             if not due.tasks:
+                self.batch = BATCH  # the next burst may be of others, each of which takes longer
                 return due.next_at
             began = clock.monotonic()
             fired = self._fire(due.tasks)
-            self._note(fired.sent)
             self._move(due.tasks, fired)
             self._mark_in_time()
             if _must_wait(due.tasks, fired):
@@ -220,12 +220,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
         before, self.batch = self.batch, FEWEST  # which stays where it fails: it took too long perhaps
         fired = dispatch.fire(self.publisher.publish, task_ids)
         self.batch = fitting(before, len(task_ids), clock.monotonic() - began)
+        if fired.sent:
+            self.sent.append((began, fired.sent))
         return fired
-
-    def _note(self, sent: Sequence[Parcel]) -> None:
-        """Notes what is to be marked."""
-        if sent:
-            self.sent.append((clock.monotonic(), sent))
 
     def _set_aside(self, unreadable: dict[str, int]) -> None:
         for member, bucket in unreadable.items():

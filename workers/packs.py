@@ -23,6 +23,10 @@ from app.states import Reason
 from workers import durations, execution, heartbeat, journal
 from workers.journal import Line, Page, Reading
 
+FAILURES = 50
+"""How many runs of a pack may fail before it gives the rest back: each failure is recorded by itself, and all of them
+are to be recorded well before the worker takes their pack for one that hangs."""
+
 RECORD_EVERY = 0.1
 """Seconds after which ended runs are recorded, though the pack goes on."""
 
@@ -62,18 +66,18 @@ class Working:
         return {position for position, ticket in enumerate(tickets) if ticket.run in taken}
 
     def run(self, positions: Sequence[int]) -> int:
-        """Calls these runs in turn while there is time to begin one. Returns how many were begun."""
+        """Calls these runs in turn while there is time to begin one, and few failed. Returns how many were begun."""
         self.page.open(self.pack.id, self.claimed, self.claimed_at)
         with Caller(self.pack.target, self.worker) as caller:
             return self._run(positions, caller)
 
     def _run(self, positions: Sequence[int], caller: "Caller") -> int:
-        recorded = time.monotonic()
+        recorded, failed = time.monotonic(), 0
         for begun, position in enumerate(positions):
             # What is next is written before the clock is asked, and the worker asks the clock before it reads that: so
             # what it gives back as not begun is not begun.
             self.page.approach(position)
-            if time.monotonic() > self.claimed + messages.BEGIN_WITHIN.total_seconds():
+            if failed >= FAILURES or time.monotonic() > self.claimed + messages.BEGIN_WITHIN.total_seconds():
                 return begun
             started_at = self._now()
             self.page.begin(position, started_at)
@@ -81,6 +85,7 @@ class Working:
             line = self._call(caller, position, started_at)
             failpoints.reached("called")
             self.ended.append(line)
+            failed += line.reason is not None
             if not self.page.add(line) or time.monotonic() > recorded + RECORD_EVERY:
                 self.record()
                 recorded = time.monotonic()
@@ -139,16 +144,6 @@ def work(pack: Pack, worker: str) -> None:
     working.page.close()
 
 
-class _Request(Context):  # type: ignore[misc]
-    """What a target sees of its message. Most never look at the headers, so they are made when one does."""
-
-    ticket: Ticket
-
-    @property
-    def headers(self) -> dict[str, Any]:
-        return {messages.HEADER: self.ticket.encode()}
-
-
 class Caller:
     """Calls the target of a pack for one run after the other, as Celery does with messages of their own.
 
@@ -184,8 +179,9 @@ class Caller:
             absent = LookupError(f"no target {self.target!r} on this worker")
             return execution.Outcome(reason=Reason.REJECTED, error=execution.describe(absent), raised=absent)
         self.ticket = message.ticket
+        del self.requests[self.own + 1 :]  # what a call left there that its soft limit struck
         told = {"task_id": str(message.id), "task": task, "args": message.args, "kwargs": message.kwargs}
-        self.requests[self.own] = _Request(
+        self.requests[self.own] = Context(
             id=told["task_id"],
             task=task.name,
             args=message.args,
@@ -194,7 +190,7 @@ class Caller:
             hostname=self.worker,
             called_directly=False,
             delivery_info={},
-            ticket=message.ticket,
+            headers={messages.HEADER: message.ticket.encode()},
         )
         signals.task_prerun.send(sender=task, **told)
         result, outcome = execution.attempt(
@@ -205,6 +201,7 @@ class Caller:
         )
         retval, state = (outcome.raised, "FAILURE") if outcome.raised else (result, "SUCCESS")
         signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
+        self.ticket = None  # what is logged between two calls is about neither
         return outcome
 
     def _named(self) -> dict[str, Any]:

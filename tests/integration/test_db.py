@@ -90,7 +90,7 @@ def test_a_process_that_asks_for_it_has_planned_once_what_may_be_and_nothing_els
         with db.statement() as session:
             assert session.scalar(asked) == "force_generic_plan"
         with db.transaction() as session:
-            assert session.scalar(asked) == "auto"
+            assert session.scalar(asked) == "force_custom_plan"
 
 
 def test_what_goes_straight_to_the_driver_waits_for_a_postgresql_that_is_away_as_all_else_does(monkeypatch):

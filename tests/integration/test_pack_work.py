@@ -173,6 +173,14 @@ def test_a_run_over_its_limit_times_out_by_itself(packed):
     assert reread(pack)[1].reason == Reason.TIMEOUT
 
 
+def test_a_pack_of_which_many_fail_gives_the_rest_back(packed, monkeypatch):
+    """Each failure is recorded by itself: its worker would take the pack for one that hangs."""
+    monkeypatch.setattr(work_packs, "FAILURES", 2)
+    pack = packed({"how": "fail"}, {}, {"how": "fail"}, {}, {"how": "fail"})
+    work_packs.work(pack, WORKER)
+    assert states(pack) == ["failed", "succeeded", "failed", "pending", "pending"]
+
+
 def test_what_cannot_begin_in_time_is_given_back_and_sent_again(packed, postbox):
     pack = packed({"seconds": 2.1}, {}, {})
     work_packs.work(pack, WORKER)

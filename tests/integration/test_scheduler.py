@@ -129,7 +129,9 @@ def test_few_are_fired_together_after_a_firing_that_failed(beat, fields, redis_c
         beat.tick()
     assert beat.batch == scheduler.FEWEST
     beat.tick()
+    beat.tick()
     assert cards(redis_client) == 0
+    assert beat.batch == scheduler.BATCH
 
 
 def test_a_recurring_tasks_entry_moves_on_to_its_next_slot(beat, fields, postbox, redis_client):

@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 
 from app import clock, dispatch
-from beat.chores import Chore, Chores, Done
+from beat.chores import BESIDE, Chore, Chores, Done
 
 
 @pytest.fixture
@@ -31,11 +31,13 @@ def test_one_that_can_wait_rests_while_there_is_more_to_do(now, share, more, nex
 
 @pytest.mark.parametrize("held", [set(), {3}])
 def test_the_audit_path_hurries_only_where_its_beat_rings_nothing(monkeypatch, held):
-    overdue = {uuid4(): None for _ in range(dispatch.BATCH)}
-    monkeypatch.setattr(dispatch, "fire_overdue", lambda *_: dispatch.Fired(runs=[], next_run_at=overdue))
+    def fire(_publish, _overdue, limit):
+        return dispatch.Fired(runs=[], next_run_at={uuid4(): None for _ in range(limit)})
+
+    monkeypatch.setattr(dispatch, "fire_overdue", fire)
 
     class Publisher:
         publish = None
 
     done = Chores(Publisher(), Done, lambda: held).fire_overdue()
-    assert done == Done(dispatch.BATCH, more=not held)
+    assert done == (Done(BESIDE, more=False) if held else Done(dispatch.BATCH, more=True))

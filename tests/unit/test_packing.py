@@ -32,12 +32,12 @@ def sizes(messages, durations, processes=2):
         (1000, 0.001, 2, 200),  # as much as a pack may hold
         (1000, 0.010, 2, 20),  # 200 ms of work
         (1000, 0.150, 2, 1),  # a slow target goes alone
-        (4000, 0.0, 2, 1000),  # quicker than can be measured
+        (4000, 0.0, 2, 500),  # quicker than can be measured
         (200, 0.001, 2, 50),  # spread over all processes before packs grow
         (200, 0.002, 50, 2),
         (15, 0.005, 2, 1),  # too few to be spread
         (15, 0.001, 2, 5),  # less work than a message costs
-        (200, 0.0, 50, 25),
+        (200, 0.0, 50, 12),
         (1, 0.001, 2, 1),
         (6, 0.0, 2, 6),
     ],
