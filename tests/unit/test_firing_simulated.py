@@ -133,8 +133,8 @@ def rung_by_any(system):
 
 @pytest.mark.parametrize("wall", ["unique", "locks"])
 def test_of_the_unique_slot_and_the_locks_of_rows_one_is_enough(wall):
-    """For no slot to have two runs. That no two runs stand for the same missed slot takes the locks: of two who look at a
-    task in the same moment, each counts it."""
+    """For no slot to have two runs. That no two runs stand for the same missed slot takes the locks: of two who look at
+    a task in the same moment, each counts it."""
     system = emptied(system_of(6, 16, 12, 300, 5, tables=without(wall)), times=3)
     after_trouble(system, 20, 12)
     assert system.tables.doubled == []
