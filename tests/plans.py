@@ -13,11 +13,13 @@ _LOOKS = re.compile(r"\b(FROM|JOIN|UPDATE) (runs|tasks)\b")
 _PARAMETER = re.compile(r"%\((\w+)\)s(?!::)|%\(\w+\)s")
 
 
-def looks(driver: psycopg.Connection[Any], statement: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def looks(
+    driver: psycopg.Connection[Any], statement: str, parameters: Mapping[str, Any], *, scans: bool = False
+) -> Iterator[dict[str, Any]]:
     """Each look that a statement takes at `tasks` or at a partition of `runs`, as EXPLAIN tells of it.
 
-    Scans of whole tables are forbidden to it, as for small tables PostgreSQL likes nothing better: one that can do
-    without has a condition for an index.
+    Scans of whole tables are forbidden to it where `scans` does not allow them, as for small tables PostgreSQL likes
+    nothing better: one that can do without has a condition for an index.
     """
     numbers = itertools.count(1)
 
@@ -28,7 +30,7 @@ def looks(driver: psycopg.Connection[Any], statement: str, parameters: Mapping[s
     prepared = _PARAMETER.sub(number, statement)
     given = f"({', '.join(['NULL'] * (next(numbers) - 1))})".replace("()", "")
     driver.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-    driver.execute("SET LOCAL enable_seqscan = off")
+    driver.execute(f"SET LOCAL enable_seqscan = {'on' if scans else 'off'}")
     driver.execute("SET LOCAL enable_partition_pruning = off")  # NULL is in no partition
     driver.execute(f"PREPARE asked AS {prepared}")
     try:

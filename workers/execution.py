@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -188,9 +188,9 @@ class Outcome:
 
 
 @contextmanager
-def named(ticket: Ticket) -> Iterator[None]:
-    """Within it each line that this process logs, the target's own included, names the run."""
-    before = logs.about.set(ticket.named)
+def named(tell: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Within it each line that this process logs, the target's own included, names the run that this tells of."""
+    before = logs.about.set(tell)
     try:
         yield
     finally:
@@ -202,7 +202,7 @@ def execute(ticket: Ticket, worker: str, target: str, call: Callable[[], Any], q
 
     Raises Ignore where the run is not to be executed: claimed already, cancelled, or superseded.
     """
-    with named(ticket):
+    with named(ticket.named):
         return _execute(ticket, worker, target, call, queue)
 
 

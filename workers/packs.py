@@ -16,7 +16,7 @@ from celery._state import _task_stack
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 
-from app import db, errors, failpoints, logs, messages, metrics, packs
+from app import db, errors, failpoints, messages, metrics, packs
 from app.broker import celery_app
 from app.messages import Message, Pack, Ticket
 from app.states import Reason
@@ -68,7 +68,8 @@ class Working:
     def run(self, positions: Sequence[int]) -> int:
         """Calls these runs in turn while there is time to begin one, and few failed. Returns how many were begun."""
         self.page.open(self.pack.id, self.claimed, self.claimed_at)
-        with Caller(self.pack.target, self.worker) as caller:
+        caller = Caller(self.pack.target, self.worker)
+        with execution.named(caller.named), caller:
             return self._run(positions, caller)
 
     def _run(self, positions: Sequence[int], caller: "Caller") -> int:
@@ -147,7 +148,7 @@ def work(pack: Pack, worker: str) -> None:
 class Caller:
     """Calls the target of a pack for one run after the other, as Celery does with messages of their own.
 
-    Celery's own stacks of what is under way, and our logs, are told of the pack once and then look at the run at hand:
+    Celery's own stacks of what is under way are told of the pack once and then look at the run at hand, as our logs do:
     to tell them of each run costs more than a quick run does.
     """
 
@@ -158,7 +159,6 @@ class Caller:
         self.ticket: Ticket | None = None
 
     def __enter__(self) -> Self:
-        self.before = logs.about.set(self._named)
         if self.task is not None:
             self.task.request_stack.push(None)
             _task_stack.push(self.task)
@@ -170,7 +170,6 @@ class Caller:
         if self.task is not None:
             _task_stack.pop()
             self.task.request_stack.pop()
-        logs.about.reset(self.before)
 
     def call(self, message: Message) -> execution.Outcome:
         """Calls it for this run."""
@@ -201,10 +200,11 @@ class Caller:
         )
         retval, state = (outcome.raised, "FAILURE") if outcome.raised else (result, "SUCCESS")
         signals.task_postrun.send(sender=task, retval=retval, state=state, **told)
-        self.ticket = None  # what is logged between two calls is about neither
+        self.ticket = None
         return outcome
 
-    def _named(self) -> dict[str, Any]:
+    def named(self) -> dict[str, Any]:
+        """The run at hand, for logs; nothing between two."""
         return self.ticket.named() if self.ticket else {}
 
 
