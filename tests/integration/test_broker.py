@@ -73,6 +73,16 @@ def test_a_queue_that_is_gone_returns_its_messages_and_is_declared_again(publish
         connection.default_channel.queue_delete("test.kept")
 
 
+def test_a_broker_that_returns_more_than_the_sockets_hold_still_takes_the_rest(publisher):
+    publisher.publish([message()])
+    with broker.celery_app.connection_for_write() as connection:
+        connection.default_channel.queue_delete("default")
+    batch = [message(args=["x" * 32_768]) for _ in range(1_000)]
+    assert publisher.publish(batch) == []
+    assert publisher.connection is not None, "each was returned, none timed out"
+    assert publisher.publish(batch[:10]) == batch[:10]
+
+
 def test_a_queue_with_other_arguments_takes_its_own_messages_only(publisher):
     with broker.celery_app.connection_for_write() as connection:
         connection.default_channel.queue_declare("test.lost", durable=True, auto_delete=False)
