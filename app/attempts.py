@@ -7,15 +7,15 @@ comes back from the dead, the second to come finds nothing.
 
 import logging
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, literal, null, select, update
+from sqlalchemy import Text, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app import audit, errors, incidents, keys, moves, retry, summaries
+from app import audit, db, errors, incidents, keys, moves, retry, summaries
 from app.incidents import Sign
 from app.messages import OWN, Ticket
 from app.models import Attempt, Run, Task
@@ -80,16 +80,15 @@ def end_attempt(
     error: dict[str, Any],
     *,
     delay: timedelta | None,
-    again: bool = False,
 ) -> RunState:
     """Ends an attempt whose row this transaction has locked: after `delay` the next one follows, where the task allows
-    it or `again` says so. Else the run has failed, or is cancelled where that is wished."""
+    it. Else the run has failed, or is cancelled where that is wished."""
     values: dict[str, Any] = {"error": error, "reason": reason}
     wish = session.scalars(select(Run.cancel_reason).where(*keys.fence(ticket))).one()
     if wish is not None:
         values |= {"state": RunState.CANCELLED, "reason": wish, "finished_at": func.statement_timestamp()}
-    elif delay is not None and (again or _has_another(session, ticket, task)):
-        _keep_attempt(session, ticket, error, _outcome(reason))
+    elif delay is not None and _has_another(session, ticket, task):
+        _keep(session, [ticket], error, _outcome(reason))
         values |= {"state": RunState.RETRYING, "retry_at": func.statement_timestamp() + delay}
     else:
         values |= {"state": RunState.FAILED, "finished_at": func.statement_timestamp()}
@@ -114,7 +113,7 @@ def run_again(session: Session, now: datetime, run_id: UUID, *, tag: str | None 
         raise errors.Conflict(f"Only a failed run can be retried; this one is {run.state}.")
     if found[1] == TaskState.DELETED:
         raise errors.Conflict("Its task is deleted.")
-    _keep_attempt(session, keys.ticket(run), run.error, _outcome(Reason(run.reason or Reason.ERROR)))
+    _keep(session, [keys.ticket(run)], run.error, _outcome(Reason(run.reason or Reason.ERROR)))
     values = {"state": RunState.RETRYING, "retry_at": func.statement_timestamp(), "finished_at": None}
     with audit.noting(session, now, Action.RETRY, [run]):
         session.execute(update(Run).where(*keys.fence(keys.ticket(run))).values(values))
@@ -132,39 +131,43 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()
-    # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
+    again, others = _parted(lost)
+    _try_again(session, again)
     ended = [
-        end_attempt(
-            session,
-            keys.ticket(run),
-            task,
-            Reason.LOST,
-            LOST,
-            delay=timedelta(0),
-            again=run.attempt_started_at is None,
-        )
-        for run, task in sorted(lost, key=lambda pair: pair[1].id)  # two beats that report or pause cannot deadlock
+        end_attempt(session, keys.ticket(run), task, Reason.LOST, LOST, delay=timedelta(0))
+        for run, task in sorted(others, key=lambda pair: pair[1].id)  # two beats that report or pause cannot deadlock
     ]
-    return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
+    return len(again) + ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
 
 
-def give_back(session: Session, tickets: Iterable[Ticket]) -> int:
+def give_back(session: Session, tickets: Sequence[Ticket]) -> int:
     """Takes runs from a worker that stops: each goes on at once, with a further attempt that does not count as one.
 
     Returns how many there were. One that has ended meanwhile, or was taken from the worker before, is left alone.
     """
-    taken = 0
-    for ticket in tickets:
-        moved = session.execute(
-            update(Run)
-            .where(*keys.fence(ticket), Run.state == RunState.RUNNING)
-            .values(**keys.released(RunState.RETRYING), retry_at=func.statement_timestamp())
-            .returning(Run.id)
-        ).all()
-        if moved:
-            _keep_attempt(session, ticket, None, GIVEN_BACK)
-            taken += 1
-    return taken
+    moved = {row.id for row in db.execute(session, _GIVE_BACK, keys.given(tickets))}
+    _keep(session, [ticket for ticket in tickets if ticket.run in moved], None, GIVEN_BACK)
+    return len(moved)
+
+
+def _parted(lost: Iterable[Any]) -> tuple[list[Ticket], list[Any]]:
+    """Of runs that lost their worker, each with its task, those that are certain to be tried again, and the others."""
+    again, others = [], []
+    for run, task in lost:
+        # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
+        is_certain = run.attempt < task.max_attempts or run.attempt_started_at is None
+        if is_certain and run.cancel_reason is None:
+            again.append(keys.ticket(run))
+        else:
+            others.append((run, task))
+    return again, others
+
+
+def _try_again(session: Session, tickets: Sequence[Ticket]) -> None:
+    """All that a worker with packs in its hands has lost goes on together: one by one it would take seconds."""
+    _keep(session, tickets, LOST, _outcome(Reason.LOST))
+    db.execute(session, _TRY_AGAIN, keys.given(tickets) | {"an_error": LOST})
+    moves.tell_after(session, tickets, RunState.RETRYING, Reason.LOST)
 
 
 def _has_another(session: Session, ticket: Ticket, task: Task) -> bool:
@@ -218,26 +221,35 @@ def _given_back(session: Session, ticket: Ticket) -> int:
     return session.scalars(select(func.count()).where(*mine, Attempt.outcome == GIVEN_BACK)).one()
 
 
-def _keep_attempt(session: Session, ticket: Ticket, error: dict[str, Any] | None, outcome: str) -> None:
-    """Keeps the current attempt as a past one, before the next begins."""
-    past = select(
-        Run.id,
-        Run.scheduled_for,
-        Run.attempt,
-        Run.worker,
-        Run.attempt_started_at,
-        func.coalesce(Run.finished_at, func.statement_timestamp()),
-        literal(str(outcome)),
-        literal(error, Attempt.error.type) if error else null(),
-    ).where(*keys.fence(ticket))
-    columns = [
-        "run_id",
-        "scheduled_for",
-        "attempt",
-        "worker",
-        "started_at",
-        "finished_at",
-        "outcome",
-        "error",
-    ]
-    session.execute(insert(Attempt).from_select(columns, past))
+def _keep(session: Session, tickets: Sequence[Ticket], error: dict[str, Any] | None, outcome: str) -> None:
+    """Keeps current attempts as past ones, before the next begin."""
+    db.execute(session, _KEEP, keys.given(tickets) | {"an_error": error, "an_outcome": outcome})
+
+
+# Built once.
+_error = bindparam("an_error", type_=Attempt.error.type)
+_wanted = keys.attempts()
+_GIVE_BACK = (
+    update(Run)
+    .where(keys.at(_wanted, {RunState.RUNNING}))
+    .values(**keys.released(RunState.RETRYING), retry_at=func.statement_timestamp())
+    .returning(Run.id)
+)
+_TRY_AGAIN = (
+    update(Run)
+    .where(keys.among(_wanted))
+    .values(state=RunState.RETRYING, reason=Reason.LOST, error=_error, retry_at=func.statement_timestamp())
+)
+_PAST = {
+    Attempt.run_id: Run.id,
+    Attempt.scheduled_for: Run.scheduled_for,
+    Attempt.attempt: Run.attempt,
+    Attempt.worker: Run.worker,
+    Attempt.started_at: Run.attempt_started_at,
+    Attempt.finished_at: func.coalesce(Run.finished_at, func.statement_timestamp()),
+    Attempt.outcome: bindparam("an_outcome", type_=Text()),
+    Attempt.error: _error,
+}
+_KEEP = insert(Attempt).from_select(
+    [column.key for column in _PAST], select(*_PAST.values()).join_from(_wanted, Run, keys.among(_wanted))
+)

@@ -66,19 +66,19 @@ def given(tickets: Sequence[Ticket], **more: Iterable[Any]) -> dict[str, list[An
     )
 
 
+def among(wanted: TableValuedAlias) -> Any:
+    """The condition that a run is at one of the attempts that `attempts` made."""
+    return (Run.id == wanted.c.id) & (Run.scheduled_for == wanted.c.slot) & (Run.attempt == wanted.c.attempt)
+
+
 def at(wanted: TableValuedAlias, states: Collection[RunState]) -> Any:
-    """The condition that a run is at one of the attempts that `attempts` made, and in one of these states.
+    """The same, and in one of these states.
 
     Each must be one look-up by the primary key, which also finds the partition. PostgreSQL knows little of a table that
     a burst fills and empties in seconds: it takes the runs in a state, or of a span of time, for a handful, and would
     scan for them first. So nothing is asked of a run alone: even its state is asked only once its key was found.
     """
-    return (
-        (Run.id == wanted.c.id)
-        & (Run.scheduled_for == wanted.c.slot)
-        & (Run.attempt == wanted.c.attempt)
-        & case((wanted.c.attempt.is_not(None), Run.state)).in_(sorted(states))
-    )
+    return among(wanted) & case((wanted.c.attempt.is_not(None), Run.state)).in_(sorted(states))
 
 
 def in_state(*states: RunState) -> ColumnElement[bool]:

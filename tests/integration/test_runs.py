@@ -20,6 +20,10 @@ from app.states import Reason, RunState
 pytestmark = pytest.mark.usefixtures("database")
 
 ERROR = {"type": "RuntimeError", "message": "no", "traceback": None}
+COPIES = """
+    INSERT INTO runs SELECT (jsonb_populate_record(r, jsonb_build_object('id', gen_random_uuid(),
+        'scheduled_for', r.scheduled_for + n * interval '1 ms'))).* FROM runs r, generate_series(1, :copies) n
+"""
 RETRY = {"backoff": timedelta(0), "backoff_max": timedelta(0), "jitter": False}
 
 
@@ -140,6 +144,29 @@ def test_a_run_whose_worker_is_gone_three_times_has_failed(ticket):
     assert rescued == (0, 1)
     run = reread(ticket)
     assert (run.state, run.reason, run.error["type"]) == (RunState.FAILED, Reason.LOST, "WorkerLost")
+
+
+def test_all_that_a_dead_worker_held_goes_on_by_a_few_statements(ticket):
+    """One by one, what it had in packs would take longer than a transaction may."""
+    runs.claim(ticket, "one@host")
+    seen = []
+    with db.transaction() as session:
+        session.execute(update(Run).values(heartbeat_at=Run.heartbeat_at - attempts.LOST_AFTER * 2))
+        session.execute(text(COPIES), {"copies": 400})
+        event.listen(session.connection(), "before_cursor_execute", lambda *given: seen.append(given[2]))
+        assert attempts.rescue_lost(session) == (401, 0)
+    assert len(seen) <= 4
+    with db.transaction() as session:
+        found = session.scalars(select(Run)).all()
+        pasts = session.scalars(select(Attempt)).all()
+    assert {(run.state, run.reason, run.attempt, run.error["type"]) for run in found} == {
+        (RunState.RETRYING, Reason.LOST, 1, "WorkerLost")
+    }
+    assert {(past.attempt, past.worker, past.outcome, past.error["type"]) for past in pasts} == {
+        (1, "one@host", "lost", "WorkerLost")
+    }
+    assert {past.run_id for past in pasts} == {run.id for run in found}
+    assert len(do(outbox.take_retries)) == 401
 
 
 def test_a_heartbeat_keeps_a_run_from_being_lost(ticket):
@@ -376,11 +403,7 @@ def test_open_runs_are_looked_for_task_by_task_however_many_others_wait(ticket):
     asked = [ticket.task, *(uuid4() for _ in range(100))]
     given = db.arrays("asked", id=asked)
     with db.transaction() as session:
-        many = (
-            "INSERT INTO runs SELECT (jsonb_populate_record(r, jsonb_build_object('id', gen_random_uuid(),"
-            " 'scheduled_for', r.scheduled_for + n * interval '1 ms'))).* FROM runs r, generate_series(1, 5000) n"
-        )
-        session.execute(text(many))
+        session.execute(text(COPIES), {"copies": 5_000})
         assert runs.open_tasks(session, asked) == {ticket.task}
         connection = session.connection()
         compiled = runs._OPEN_TASKS.compile(dialect=connection.dialect)
