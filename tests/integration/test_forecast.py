@@ -1,12 +1,12 @@
 """The forecast on a real database: what was learnt of runs, what the API and the pages tell, and how long it takes."""
 
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from firing import fire
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import func, insert, select, text, update
 
 from app import bell, canary, db, durations, forecast
 from app.messages import CANARY
@@ -159,6 +159,48 @@ def test_the_forecast_names_the_minutes_that_would_be_late_and_what_would_do(cli
     assert found["by_minute"]["work"][noon] == pytest.approx(120, abs=3)
     assert found["by_minute"]["capacity"] == 120
     assert found["runs"] == 1440 + 60
+
+
+AT_NOON = "2026-01-01T12:00:40Z"
+DAILY = {
+    "cron": NOON,
+    "rule": {"type": "rrule", "rule": "FREQ=DAILY", "starts": AT_NOON},
+    "named": {"type": "rrule", "rule": "FREQ=DAILY;BYHOUR=12;BYMINUTE=0", "starts": AT_NOON},
+    "interval": {"type": "interval", "every": 86_400, "anchor": AT_NOON},
+}
+
+
+@pytest.mark.parametrize("schedule", DAILY.values(), ids=DAILY)
+@pytest.mark.parametrize("ago", [-70, -1, 0, 1, 20, 60])
+def test_what_is_due_each_day_is_in_the_forecast_at_every_instant(register, schedule, ago):
+    """Also in the minute of its slot: just before that, and when the next one is a day away."""
+    slot = datetime.fromisoformat(register(schedule=schedule)["next_run_at"])
+    now = slot + timedelta(seconds=ago)
+    with db.transaction() as session:
+        if ago > 0:  # it has been fired
+            session.execute(update(Task).values(next_run_at=slot + timedelta(days=1)))
+        found = forecast.look(forecast.read(session, now))
+    [queue] = found.queues.values()
+    [minute] = [minute for minute, due in enumerate(queue.due) if due]
+    assert queue.due[minute] == 1
+    assert len(queue.due) == found.minutes == forecast.DAY
+    first, last = found.at(minute), found.at(minute + 1)
+    assert any(first <= slot + timedelta(days=day) < last for day in (0, 1))
+
+
+def test_what_is_due_once_in_the_minute_that_has_begun_is_no_more_of_the_day(register):
+    register(schedule={"type": "once", "at": "2090-01-01T12:00:40Z"})
+    for clock, counts in (("11:58:59", 1), ("11:59:30", 1), ("12:00:00", 1), ("12:00:30", 0)):
+        with db.transaction() as session:
+            found = forecast.look(forecast.read(session, datetime.fromisoformat(f"2090-01-01T{clock}Z")))
+        assert [queue.due.count(1) for queue in found.queues.values()] == [1] * counts
+
+
+def test_a_task_that_is_to_run_now_or_soon_is_said_to_run(client):
+    a_worker(1, "default")
+    for schedule in ({"type": "now"}, {"type": "once", "at": "2026-01-01T00:00:00Z"}):
+        answer = client.post(f"{TASKS}?dry_run=1", json={"target": "debug.echo", "schedule": schedule})
+        assert answer.json["forecast"]["runs"] == 1
 
 
 def test_with_what_it_says_would_do_nobody_would_be_late(client, register):
