@@ -142,13 +142,14 @@ def held(found: Tasks) -> Tasks:
     return found.with_columns(first=np.where(once, np.maximum(0, found.first), found.first))
 
 
-def by_hour(session: Session, start: datetime, days: int, wanted: ColumnElement[bool]) -> Tasks:
-    """The same, but only by the hour of their next slots, and without all that has to do with work."""
-    end = start + timedelta(days=days)
+def by_hour(session: Session, start: datetime, span: timedelta, passed: int, wanted: ColumnElement[bool]) -> Tasks:
+    """The same, but only by the hour of their next slots, and without all that has to do with work. Of what goes by a
+    cron expression nothing counts before the second `passed`."""
+    end = start + span
     alike = _alike().label("schedule")
     is_cron = Task.schedule["type"].as_string() == "cron"
     hour = func.div(_seconds(Task.next_run_at, start), HOUR) * HOUR
-    first = case((is_cron & ~func.coalesce(Task.starts_at > start, false()), 0), else_=hour).label("first")
+    first = case((is_cron & ~func.coalesce(Task.starts_at > start, false()), passed), else_=hour).label("first")
     key = [alike, first, *_bounds(start, end)]
     due = (Task.state == TaskState.ACTIVE) & (Task.next_run_at < end) & wanted
     rows = session.execute(select(*key, func.count().label("tasks")).where(due).group_by(*key)).all()

@@ -6,9 +6,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from firing import fire
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, select, text, true, update
 
 from app import bell, canary, db, durations, forecast
+from app.forecast import hours
 from app.messages import CANARY
 from app.models import AuditEntry, Duration, Node, Run, Task
 from app.states import RunState, Trigger
@@ -186,6 +187,34 @@ def test_what_is_due_each_day_is_in_the_forecast_at_every_instant(register, sche
     assert len(queue.due) == found.minutes == forecast.DAY
     first, last = found.at(minute), found.at(minute + 1)
     assert any(first <= slot + timedelta(days=day) < last for day in (0, 1))
+
+
+WEEKLY = {
+    "cron": {"type": "cron", "expression": "30 12 * * WED"},
+    "rule": {"type": "rrule", "rule": "FREQ=WEEKLY", "starts": "2026-01-07T12:30:00Z"},
+    "interval": {"type": "interval", "every": 604_800, "anchor": "2026-01-07T12:30:00Z"},
+}
+
+
+@pytest.mark.parametrize("schedule", WEEKLY.values(), ids=WEEKLY)
+@pytest.mark.parametrize(("minutes", "seen"), [(-31, [1]), (-30, [0, 168]), (-1, [0, 168]), (1, [168]), (29, [168])])
+def test_what_is_due_each_week_is_in_the_week_at_every_instant(register, schedule, minutes, seen):
+    """Also in the hour of its slot: where it is to come, and from then on where it comes again."""
+    slot = datetime.fromisoformat(register(schedule=schedule)["next_run_at"])
+    with db.transaction() as session:
+        if minutes > 0:  # it has been fired
+            session.execute(update(Task).values(next_run_at=slot + timedelta(days=7)))
+        due = hours.read(session, slot + timedelta(minutes=minutes), 7, true())
+    found = hours.look(due, 7)
+    assert [hour for hour, load in enumerate(found.loads) if load] == seen
+
+
+def test_of_the_hour_that_has_begun_a_week_counts_what_is_to_come(register):
+    register(schedule=MINUTELY)
+    now = datetime.fromisoformat(register(schedule=NOON)["next_run_at"]) - timedelta(minutes=20, seconds=1)
+    with db.transaction() as session:
+        found = hours.look(hours.read(session, now, 7, true()), 7)
+    assert found.loads[:3] == [20, 61, 60]
 
 
 def test_what_is_due_once_in_the_minute_that_has_begun_is_no_more_of_the_day(register):
