@@ -26,6 +26,9 @@ from app.models import Task
 DAY = 1440
 """Minutes."""
 
+MINUTE = timedelta(minutes=1)
+MOMENT = timedelta(microseconds=1)
+
 SHOWN = 50
 """Late times that are told of, the worst ones."""
 
@@ -54,16 +57,21 @@ class Coming:
 
 
 def read(session: Session, now: datetime, minutes: int = DAY) -> Known:
-    """What an outlook on the next minutes takes, of what the session's actor sees."""
-    start = now.replace(second=0, microsecond=0)
+    """What an outlook on the next whole minutes takes, of what the session's actor sees.
+
+    The minute that has begun is none of them: what fell due in it would be due again as the last one ends, and so would
+    stand nowhere in a day, though it is due each day.
+    """
+    start = (now + MINUTE - MOMENT).replace(second=0, microsecond=0)
     found = tasks.read(session, start, timedelta(minutes=minutes), true())
     return Known(tasks=found, pools=supply.pools(session))
 
 
 def one(session: Session, start: datetime, task: Task) -> Tasks:
-    """A single task as it stands in this session, for an outlook of a day that begins at `start`."""
+    """A single task as it stands in this session, for an outlook of a day that begins at `start`. Where it is due once,
+    and before that, as what is to run now, it counts in the first second: whoever asks what it brings is told."""
     session.flush()
-    return tasks.read(session, start, timedelta(minutes=DAY), Task.id == task.id)
+    return tasks.held(tasks.read(session, start, timedelta(minutes=DAY), Task.id == task.id))
 
 
 def look(known: Known, minutes: int = DAY) -> Outlook:

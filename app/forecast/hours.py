@@ -1,5 +1,6 @@
 """How many runs fall into each hour of the next days, and by which schedules."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,16 +67,24 @@ class Hours:
 def read(session: Session, now: datetime, days: int, wanted: ColumnElement[bool]) -> Tasks:
     """The active tasks that are wanted and due within these days."""
     start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    return tasks.by_hour(session, start, days, wanted)
+    passed = math.ceil((now - start).total_seconds())
+    return tasks.by_hour(session, start, timedelta(hours=_count(days)), passed, wanted)
+
+
+def _count(days: int) -> int:
+    """How many hours: the one that has begun, of which the rest counts, and those of so many days. The last is the same
+    one of the clock: there stands what is due in it each week, or day, once that is over for now."""
+    return 1 + days * 24
 
 
 def look(found: Tasks, days: int) -> Hours:
     """The load of the hours ahead. Jitter is left out."""
     end = time.thread_time() + PATIENCE
-    slots = Slots(tasks=found, length=days * 24 * HOUR, is_over=lambda: time.thread_time() > end)
-    loads, seen = np.zeros(days * 24), np.zeros(len(found), bool)
+    count = _count(days)
+    slots = Slots(tasks=found, length=count * HOUR, is_over=lambda: time.thread_time() > end)
+    loads, seen = np.zeros(count), np.zeros(len(found), bool)
     for chunk in slots.chunks():
-        loads += np.bincount(chunk.second // HOUR, found.tasks[chunk.row], days * 24)
+        loads += np.bincount(chunk.second // HOUR, found.tasks[chunk.row], count)
         seen[chunk.row] = True
     missing = int(found.tasks[~seen].sum()) if slots.is_over() else 0
     return Hours(slots=slots, loads=np.rint(loads).astype(int).tolist(), missing=missing)

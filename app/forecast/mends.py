@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from app.forecast import loads, model, slots
-from app.forecast.loads import PER_MINUTE, Load
+from app.forecast.loads import PER_MINUTE, RUNS, Load
 from app.forecast.model import GRACE, Loads, Pool, Waits
 from app.forecast.outlook import MINUTE, Outlook, Spell
 from app.forecast.tasks import Source, Tasks
@@ -188,12 +188,15 @@ def _jitter(found: Outlook, spell: Spell, own: Tasks, is_over: Callable[[], bool
 
 
 def _minutes(found: Outlook, spell: Spell, own: Tasks, is_over: Callable[[], bool]) -> int | None:
-    """By how many minutes these tasks would have to be moved."""
+    """By how many minutes these tasks would have to be moved. Not out of the forecast: nobody knows what is there."""
     near = _Near(found=found, spell=spell, before=max(MOVES), after=max(MOVES))
     mine, rest = near.of(own), near.without(own)
+    due = near.minutes(mine)
     for by in MOVES:
         if is_over():
             return None
+        if any(not 0 <= minute + by < found.minutes for minute in due):
+            continue
         moved = {queue: _moved(load, by * PER_MINUTE) for queue, load in mine.items()}
         if near.is_better(loads.merged(rest, moved)):
             return by
@@ -228,6 +231,10 @@ class _Near:
         """What all others bring."""
         all_ = _windowed(self.found, self.found.demand.loads, self.spell.queue, self.start, self.end)
         return loads.merged(all_, self.of(tasks), -1)
+
+    def minutes(self, of: Loads) -> set[int]:
+        """Those in which something of this falls due, by their numbers in the forecast."""
+        return {self.start + int(bin_) // PER_MINUTE for load in of.values() for bin_ in load[RUNS].sum(0).nonzero()[0]}
 
     def is_better(self, changed: Loads) -> bool:
         """Whether the late time is none any more, and none has come about beside it."""

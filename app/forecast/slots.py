@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from app import errors, schedules
-from app.forecast.tasks import Column, Source, Tasks
+from app.forecast.tasks import BEGUN, Column, Source, Tasks
 from app.schedules import parts
 
 DAY = 86_400
@@ -69,7 +69,8 @@ class Slots:
         """By row the seconds from slot to slot; infinite where there is one alone, 0 where the schedule is asked."""
         used, place = np.unique(self.tasks.source, return_inverse=True)
         steps = np.array([_step(self.tasks.sources[number], self.length) for number in used.tolist()])
-        return steps[place]
+        # of a rule that has one slot a day, and that one before the start, the next one is asked for
+        return np.where(np.isinf(steps[place]) & (self.tasks.first < 0), 0.0, steps[place])
 
     @cached_property
     def spaced(self) -> Column:
@@ -80,7 +81,7 @@ class Slots:
     def asked(self) -> Asked:
         """What schedules say of rows."""
         rows = np.flatnonzero(self.steps == 0)
-        mixed = self.tasks.source[rows] * DAYS + self.tasks.first[rows]
+        mixed = self.tasks.source[rows] * DAYS + self.tasks.first[rows] + BEGUN  # so that none is negative
         keys, key, count = np.unique(mixed, return_inverse=True, return_counts=True)
         most = np.argsort(-count, kind="stable")  # should time run out, it is the few that are left out
         keys, key = keys[most], np.argsort(most)[key]
@@ -89,7 +90,8 @@ class Slots:
         for place, each in enumerate(keys.tolist()):
             if place % 64 == 0 and self.is_over():
                 break
-            found.append(self._ask(*divmod(each, DAYS)))
+            source, first = divmod(each, DAYS)
+            found.append(self._ask(source, first - BEGUN))
         rows, key = rows[key < len(found)], key[key < len(found)]
         count = np.array([len(slots) for slots in found], dtype=np.int64)
         gap = np.array([np.diff(slots[:POINTS]).min() if len(slots) > 1 else math.inf for slots in found])
@@ -144,13 +146,13 @@ class Slots:
         return np.where(left > 0, np.maximum(1, np.ceil(left / self.steps[rows])), 0).astype(np.int64)
 
     def _bounded(self, row: Column, number: Column, second: Column, gap: Column) -> Chunk:
-        """Without those that are past a bound, or that fall into the run of an earlier one; with their jitter."""
+        """Without those before the start or past a bound, or that fall into the run of an earlier one; with jitter."""
         tasks = self.tasks
         if tasks.jitter.any():
             # each slot has its own by chance: here they are spread, and the same each time
             drawn = (row * GOLDEN + second * SILVER) % 1
             second = second + (np.minimum(tasks.jitter[row], gap) * drawn).astype(np.int64)
-        kept = second < self.length
+        kept = (second >= 0) & (second < self.length)
         if (tasks.until < self.length).any() or (tasks.left < self.length).any():
             kept &= (second <= tasks.until[row]) & (number < tasks.left[row])
         if (tasks.strides & (tasks.work > LONG)).any() or (tasks.strides & (tasks.work > self.steps)).any():

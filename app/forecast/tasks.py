@@ -27,6 +27,9 @@ NONE: Final = 2**31 - 1
 
 HOUR = 3600
 
+BEGUN = 60
+"""Seconds before `start`, in which a task is due on time: they are the minute that has begun."""
+
 BRIEF = 0.1
 """Seconds that runs take at most which travel together: half of `packs.WORK`, so that two fit."""
 
@@ -93,7 +96,7 @@ class Tasks:
     """The number of its queue, and below of its schedule."""
     source: Column
     first: Column
-    """When it is due next."""
+    """When it is due next; from within BEGUN seconds before the start it goes on, and what lies there is left out."""
     until: Column
     left: Column
     """How many slots it has left."""
@@ -133,13 +136,20 @@ def read(session: Session, start: datetime, span: timedelta, wanted: ColumnEleme
     return _table(start, rows, paces)
 
 
-def by_hour(session: Session, start: datetime, days: int, wanted: ColumnElement[bool]) -> Tasks:
-    """The same, but only by the hour of their next slots, and without all that has to do with work."""
-    end = start + timedelta(days=days)
+def held(found: Tasks) -> Tasks:
+    """The same, but what is due once before the start is due as it begins."""
+    once = np.array([source.kind == "once" for source in found.sources], dtype=bool)[found.source]
+    return found.with_columns(first=np.where(once, np.maximum(0, found.first), found.first))
+
+
+def by_hour(session: Session, start: datetime, span: timedelta, passed: int, wanted: ColumnElement[bool]) -> Tasks:
+    """The same, but only by the hour of their next slots, and without all that has to do with work. Of what goes by a
+    cron expression nothing counts before the second `passed`."""
+    end = start + span
     alike = _alike().label("schedule")
     is_cron = Task.schedule["type"].as_string() == "cron"
     hour = func.div(_seconds(Task.next_run_at, start), HOUR) * HOUR
-    first = case((is_cron & ~func.coalesce(Task.starts_at > start, false()), 0), else_=hour).label("first")
+    first = case((is_cron & ~func.coalesce(Task.starts_at > start, false()), passed), else_=hour).label("first")
     key = [alike, first, *_bounds(start, end)]
     due = (Task.state == TaskState.ACTIVE) & (Task.next_run_at < end) & wanted
     rows = session.execute(select(*key, func.count().label("tasks")).where(due).group_by(*key)).all()
@@ -248,7 +258,7 @@ def _part(
 def _ahead(first: Column, every: Column) -> Column:
     """What is overdue is due at once or, of an interval, at its next slot."""
     again = np.where(np.isinf(every), 0, np.mod(first, np.where(np.isinf(every), 1, every)))
-    return np.where(first < 0, again, first).astype(np.int64)
+    return np.where(first < -BEGUN, again, first).astype(np.int64)
 
 
 def _source(text: str) -> Source:

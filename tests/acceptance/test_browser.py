@@ -335,7 +335,7 @@ def test_the_form_says_what_a_task_would_do_without_a_jump(chromium, stack):
     for size in SIZES.values():
         with visiting(chromium, stack, viewport=size) as visit:
             page = visit.open("/tasks/new")
-            fill(page, target="debug.echo", expression="0 9 * * *")
+            fill(page, target="debug.echo", timezone="UTC", expression="0 9 * * *")
             expect(page.locator("#load")).to_contain_text("In the next day: 1 run")
             page.evaluate(
                 """() => { window.shifts = []; new PerformanceObserver((list) => window.shifts.push(

@@ -110,6 +110,23 @@ def databases(files):
         yield urls
 
 
+def elsewhere(databases, url):
+    """The URLs of the same users for another database."""
+    name = make_url(url).database
+    return {
+        user: make_url(each).set(database=name).render_as_string(hide_password=False)
+        for user, each in databases.items()
+    }
+
+
+@pytest.fixture
+def apart(databases, files, template):
+    """A database that no beat knows: those of the stack let go of an old month as soon as they see it."""
+    with new_database(f"{DATABASE}_apart", template) as url:
+        permit(files, url)
+        yield elsewhere(databases, url)
+
+
 def drop_roles(url):
     """Drops this run's roles with what they own; called while their database is there."""
     with connect(url) as server:
@@ -464,15 +481,15 @@ def test_a_role_of_postgresql_may_not(databases, user, statement):
         server.execute(statement.format(owner=f"{PREFIX}owner"))
 
 
-def test_a_beat_archives_and_drops_an_old_month_also_one_that_was_detached_before(databases, files, tmp_path):
-    with connect(databases["owner"]) as owner:
+def test_a_beat_archives_and_drops_an_old_month_also_one_that_was_detached_before(apart, files, tmp_path):
+    with connect(apart["owner"]) as owner:
         for month, after in (("2020-01-01", "2020-02-01"), ("2020-02-01", "2020-03-01")):
             for table in ("runs", "attempts"):
                 name = f"{table}_{month[:7].replace('-', '_')}"
                 owner.execute(f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{month}') TO ('{after}')")
-    with connect(databases["beat"]) as beat:
+    with connect(apart["beat"]) as beat:
         assert beat.execute("SELECT detach_month('2020-01-01')").fetchone() == (True,)
-    permit(files, databases["admin"])  # takes from the beat what the function gave it
+    permit(files, apart["admin"])  # takes from the beat what the function gave it
     turn = "from beat import keeper; k = keeper.Keeper(); assert k.turn()"
     unused = {"REDIS_URL": "redis://none", "BROKER_URL": "redis://none"}
     run(
@@ -480,12 +497,12 @@ def test_a_beat_archives_and_drops_an_old_month_also_one_that_was_detached_befor
         "-c",
         turn,
         **unused,
-        DATABASE_URL=databases["beat"],
+        DATABASE_URL=apart["beat"],
         PUNCTUAL_ARCHIVE_PATH=str(tmp_path),
         PYTHONPATH=str(ROOT),
     )
     assert len(list(tmp_path.iterdir())) == 4
-    with connect(databases["admin"]) as server:
+    with connect(apart["admin"]) as server:
         assert (
             server.execute("SELECT to_regclass('runs_2020_01'), to_regclass('runs_2020_02')").fetchone() == (None,) * 2
         )
@@ -496,8 +513,7 @@ def test_a_backup_is_taken_by_the_user_for_it_and_the_owner_restores(databases, 
         owner.execute("CREATE TABLE runs_2019_01 PARTITION OF runs FOR VALUES FROM ('2019-01-01') TO ('2019-02-01')")
     made = backup.take(databases["backup"], tmp_path)
     with new_database(f"{DATABASE}_restored") as url:
-        named = {user: make_url(databases[user]).set(database=make_url(url).database) for user in ("owner", "beat")}
-        urls = {user: each.render_as_string(hide_password=False) for user, each in named.items()}
+        urls = elsewhere(databases, url)
         permit(files, url)
         restore.restore(urls["owner"], made)
         with connect(urls["beat"]) as beat, pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -19,6 +19,7 @@ from web import auth
 KEYS = "/api/v1/keys"
 TEAM = {"labels": {"team": "billing"}}
 HOURLY = {"type": "interval", "every": 3600}
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
 BODIES = {
     "tasks.create": {"target": "debug.echo", "schedule": HOURLY} | TEAM,
     "tasks.create_many": {"items": [{"target": "debug.echo", "schedule": HOURLY} | TEAM]},
@@ -27,7 +28,7 @@ BODIES = {
     "tasks.resume_many": {"q": "zzz"},
     "tasks.delete_many": {"q": "zzz"},
     "tasks.change": {"priority": 7},
-    "tasks.backfill": {"since": "2026-01-01T00:00:00Z", "until": "2026-01-01T00:00:01Z"},
+    "tasks.backfill": {"since": YESTERDAY.isoformat(), "until": (YESTERDAY + timedelta(seconds=1)).isoformat()},
     "schedules.preview": {"schedule": HOURLY},
     "keys.create": {"name": "another", "role": "viewer"},
 }

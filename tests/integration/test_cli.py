@@ -1,9 +1,11 @@
 """The command line against the real API, served on this machine."""
 
+import calendar
 import json
 import os
 import re
 import subprocess
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -38,9 +40,10 @@ def test_a_task_from_its_registration_to_its_end(punctual, ask):
     assert ask("tasks", "resume", made["id"], "--from", "last")["state"] == "active"
     run = ask("tasks", "run", made["id"], "--kwargs", '{"b": 2}')
     assert run["trigger"] == "manual"
-    assert ask(
-        "tasks", "backfill", made["id"], "--since", "2026-11-21T00:00:00Z", "--until", "2026-11-22T00:00:00Z"
-    ) == {"runs": 0}
+    today = datetime.now(UTC).date()
+    saturday = today - timedelta(days=(today.weekday() - calendar.SATURDAY) % 7 + 7)  # the task has no slot on it
+    span = ("--since", f"{saturday}T00:00:00Z", "--until", f"{saturday}T23:59:59Z")
+    assert ask("tasks", "backfill", made["id"], *span) == {"runs": 0}
     assert ask("tasks", "delete", made["id"])["state"] == "deleted"
     assert "There is no task 'report'." in punctual("tasks", "show", "report", code=1).stderr
 

@@ -1,14 +1,15 @@
 """The forecast on a real database: what was learnt of runs, what the API and the pages tell, and how long it takes."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from firing import fire
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import func, insert, select, text, true, update
 
 from app import bell, canary, db, durations, forecast
+from app.forecast import hours
 from app.messages import CANARY
 from app.models import AuditEntry, Duration, Node, Run, Task
 from app.states import RunState, Trigger
@@ -161,26 +162,98 @@ def test_the_forecast_names_the_minutes_that_would_be_late_and_what_would_do(cli
     assert found["runs"] == 1440 + 60
 
 
+AT_NOON = "2026-01-01T12:00:40Z"
+DAILY = {
+    "cron": NOON,
+    "rule": {"type": "rrule", "rule": "FREQ=DAILY", "starts": AT_NOON},
+    "named": {"type": "rrule", "rule": "FREQ=DAILY;BYHOUR=12;BYMINUTE=0", "starts": AT_NOON},
+    "interval": {"type": "interval", "every": 86_400, "anchor": AT_NOON},
+}
+
+
+@pytest.mark.parametrize("schedule", DAILY.values(), ids=DAILY)
+@pytest.mark.parametrize("ago", [-70, -1, 0, 1, 20, 60])
+def test_what_is_due_each_day_is_in_the_forecast_at_every_instant(register, schedule, ago):
+    """Also in the minute of its slot: just before that, and when the next one is a day away."""
+    slot = datetime.fromisoformat(register(schedule=schedule)["next_run_at"])
+    now = slot + timedelta(seconds=ago)
+    with db.transaction() as session:
+        if ago > 0:  # it has been fired
+            session.execute(update(Task).values(next_run_at=slot + timedelta(days=1)))
+        found = forecast.look(forecast.read(session, now))
+    [queue] = found.queues.values()
+    [minute] = [minute for minute, due in enumerate(queue.due) if due]
+    assert queue.due[minute] == 1
+    assert len(queue.due) == found.minutes == forecast.DAY
+    first, last = found.at(minute), found.at(minute + 1)
+    assert any(first <= slot + timedelta(days=day) < last for day in (0, 1))
+
+
+WEEKLY = {
+    "cron": {"type": "cron", "expression": "30 12 * * WED"},
+    "rule": {"type": "rrule", "rule": "FREQ=WEEKLY", "starts": "2026-01-07T12:30:00Z"},
+    "interval": {"type": "interval", "every": 604_800, "anchor": "2026-01-07T12:30:00Z"},
+}
+
+
+@pytest.mark.parametrize("schedule", WEEKLY.values(), ids=WEEKLY)
+@pytest.mark.parametrize(("minutes", "seen"), [(-31, [1]), (-30, [0, 168]), (-1, [0, 168]), (1, [168]), (29, [168])])
+def test_what_is_due_each_week_is_in_the_week_at_every_instant(register, schedule, minutes, seen):
+    """Also in the hour of its slot: where it is to come, and from then on where it comes again."""
+    slot = datetime.fromisoformat(register(schedule=schedule)["next_run_at"])
+    with db.transaction() as session:
+        if minutes > 0:  # it has been fired
+            session.execute(update(Task).values(next_run_at=slot + timedelta(days=7)))
+        due = hours.read(session, slot + timedelta(minutes=minutes), 7, true())
+    found = hours.look(due, 7)
+    assert [hour for hour, load in enumerate(found.loads) if load] == seen
+
+
+def test_of_the_hour_that_has_begun_a_week_counts_what_is_to_come(register):
+    register(schedule=MINUTELY)
+    now = datetime.fromisoformat(register(schedule=NOON)["next_run_at"]) - timedelta(minutes=20, seconds=1)
+    with db.transaction() as session:
+        found = hours.look(hours.read(session, now, 7, true()), 7)
+    assert found.loads[:3] == [20, 61, 60]
+
+
+def test_what_is_due_once_in_the_minute_that_has_begun_is_no_more_of_the_day(register):
+    register(schedule={"type": "once", "at": "2090-01-01T12:00:40Z"})
+    for clock, counts in (("11:58:59", 1), ("11:59:30", 1), ("12:00:00", 1), ("12:00:30", 0)):
+        with db.transaction() as session:
+            found = forecast.look(forecast.read(session, datetime.fromisoformat(f"2090-01-01T{clock}Z")))
+        assert [queue.due.count(1) for queue in found.queues.values()] == [1] * counts
+
+
+def test_a_task_that_is_to_run_now_or_soon_is_said_to_run(client):
+    a_worker(1, "default")
+    for schedule in ({"type": "now"}, {"type": "once", "at": "2026-01-01T00:00:00Z"}):
+        answer = client.post(f"{TASKS}?dry_run=1", json={"target": "debug.echo", "schedule": schedule})
+        assert answer.json["forecast"]["runs"] == 1
+
+
 def test_with_what_it_says_would_do_nobody_would_be_late(client, register):
     a_worker(2, "default")
+    hour = (datetime.now(UTC) + timedelta(hours=12)).hour  # far from the ends of the day, past which nothing is moved
+    then = {"type": "cron", "expression": f"0 {hour} * * *"}
     for number in range(14):
-        has_taken(register(name=f"noon-{number}", schedule=NOON), 1.0)
+        has_taken(register(name=f"first-{number}", schedule=then), 1.0)
     for number in range(10):
-        has_taken(register(name=f"also-{number}", schedule=NOON | {"expression": "0 12 * 1-12 *"}), 1.0)
+        has_taken(register(name=f"also-{number}", schedule=then | {"expression": f"0 {hour} * 1-12 *"}), 1.0)
     [late] = ahead(client)["late"]
     assert late["causes"][0]["tasks"] == 14
     mends = late["mends"]
     assert mends["minutes"] == 1
-    noon = client.get(f"{TASKS}?q=noon&limit=100").json["items"]
+    first = client.get(f"{TASKS}?q=first&limit=100").json["items"]
     for body in (
         {"jitter": mends["jitter"]},
-        {"jitter": 0, "schedule": NOON | {"expression": f"{mends['minutes']} 12 * * *"}},
+        {"jitter": 0, "schedule": then | {"expression": f"{mends['minutes']} {hour} * * *"}},
     ):
-        for task in noon:
+        for task in first:
             client.patch(f"{TASKS}/{task['id']}", json=body)
         assert ahead(client)["late"] == []
-    for task in noon:
-        client.patch(f"{TASKS}/{task['id']}", json={"schedule": NOON})
+    for task in first:
+        client.patch(f"{TASKS}/{task['id']}", json={"schedule": then})
     assert len(ahead(client)["late"]) == 1
     told = "jsonb_set(details, '{processes}', to_jsonb(CAST(:n AS int)))"
     for number, late in ((mends["processes"], 0), (mends["processes"] - 1, 1)):

@@ -6,6 +6,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import limits.storage
@@ -66,7 +67,9 @@ def test_a_repeat_gets_the_first_answer_byte_for_byte_and_does_nothing(client):
 
 @pytest.mark.parametrize("action", ["run", "pause", "backfill"])
 def test_every_post_that_changes_something_can_be_repeated(client, task, action):
-    body = {"since": "2026-01-01T00:00:00Z", "until": "2026-01-01T02:00:00Z"} if action == "backfill" else {}
+    since = datetime.now(UTC) - timedelta(days=1)
+    span = {"since": since.isoformat(), "until": (since + timedelta(hours=2)).isoformat()}
+    body = span if action == "backfill" else {}
     first = repeat(client, "one", body, f"{TASKS}/{task['id']}/{action}")
     assert first.status_code < 300
     again = repeat(client, "one", body, f"{TASKS}/{task['id']}/{action}")

@@ -72,6 +72,7 @@ def slot(task, before, started=None):
         now = db.now(session)
         run = runs.NewRun(id=uuid4(), task=task, slot=now - before, trigger=Trigger.SCHEDULE)
         runs.record(session, now, [run])
+        summaries.reopen(session, [run.slot])  # as beats have it that were there when its hour began
         if started is not None:
             begun = {"started_at": run.slot + started, "state": "running"}
             session.execute(update(Run).where(Run.id == run.id).values(begun))

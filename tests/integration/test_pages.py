@@ -792,7 +792,7 @@ def test_the_week_counts_runs_per_hour_and_tells_by_which_schedules(browser, reg
     register(schedule={"type": "once", "at": (datetime.now(UTC) + timedelta(hours=30)).isoformat()})
     page = browser.get("/week").text
     cells = [attrs for tag, attrs in Tags(page).found if tag == "a" and attrs.get("class", "").startswith("l")]
-    assert len(cells) == 168
+    assert len(cells) == 169  # the same hour a week later is the last one
     # the hour that runs is not asked: of it only the rest counts, and it may be midnight's
     midnights = [attrs for attrs in cells[1:] if " 00:00 UTC" in attrs["title"]]
     assert all(attrs["title"].endswith(("5 runs", "6 runs")) for attrs in midnights)

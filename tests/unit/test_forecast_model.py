@@ -1,16 +1,17 @@
 """The queue model by itself: figures that can be worked out by hand, and what must hold whatever falls due."""
 
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.forecast import loads, mends, model
+from app.forecast import loads, mends, model, outlook
 from app.forecast.loads import BEGINS, LASTS, PER_MINUTE, PLACE, RUNS, SQUARE, WORK
 from app.forecast.model import Pool
-from app.forecast.tasks import QUICK, size
+from app.forecast.tasks import NONE, QUICK, Source, Tasks, size
 
 MINUTES = 10
 LATE = model.GRACE
@@ -110,6 +111,38 @@ def test_the_processes_that_are_needed_are_the_fewest_that_do(runs, seconds):
     enough = mends.processes(given, [a_pool(2)], "default", slice(0, MINUTES))
     assert waits(enough, (120, runs, seconds)).longest[2] <= LATE
     assert waits(enough - 1, (120, runs, seconds)).longest[2] > LATE
+
+
+def some_tasks(*groups):
+    """Tasks that are due once: the second, how many, and how long each of them runs; each group has a schedule."""
+    rows = [(group, *due) for group, due in enumerate(groups)]
+    usual = {"until": NONE, "left": NONE, "jitter": 0.0, "strides": False, "size": 2, "known": 1, "queue": 0}
+    columns = {name: np.full(len(rows), value) for name, value in usual.items()}
+    named = {
+        name: np.array(each)
+        for name, each in zip(("source", "first", "tasks", "work"), zip(*rows, strict=True), strict=True)
+    }
+    sources = [Source(text=str(group), kind="once", rule=None, zone=None, every=None) for group in range(len(rows))]
+    start = datetime(2026, 11, 24, 8, 17, tzinfo=UTC)
+    return Tasks(start=start, queues=["default"], sources=sources, **columns | named)
+
+
+def moved(minute, *full):
+    """The move that would mend a burst in a minute, where others are full too."""
+    others = [(each * 60, 8, 2.0) for each in full]
+    found = outlook.look(some_tasks((minute * 60, 10, 2.0), *others), [a_pool(2)], MINUTES)
+    [late] = mends.troubles(found, outlook.spells(found), 1)
+    assert (late.spell.start, late.spell.end) == (minute, minute + 1)
+    return late.mend.minutes
+
+
+def test_a_move_that_mends_leads_to_a_minute_of_the_forecast_that_has_room():
+    every = set(range(MINUTES))
+    assert moved(2, *every - {4}) == 2
+    assert moved(2, *every - {0}) == -2
+    assert moved(8, *every - {4}) == -4
+    # what would be moved out of the forecast is late no more, as it is not seen any more
+    assert [moved(minute, *every) for minute in (0, 2, 8, MINUTES - 1)] == [None] * 4
 
 
 DUE = st.tuples(

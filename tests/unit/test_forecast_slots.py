@@ -50,6 +50,10 @@ def every(seconds):
     return Source(text="", kind="interval", rule=None, zone=None, every=seconds)
 
 
+def rule(text):
+    return Source(text="", kind="rrule", rule=text, zone="UTC", every=None)
+
+
 def due(tasks, length=DAY):
     """The seconds of each row."""
     found = {row: [] for row in range(len(tasks))}
@@ -113,6 +117,29 @@ def test_a_rule_goes_on_from_its_next_slot(rule):
     slow = [(slot - START) // SECOND for slot in table.between(START, START + timedelta(days=1) - SECOND)]
     source = Source(text="", kind="rrule", rule=rule, zone="Europe/Paris", every=None)
     assert due(some_tasks({"source": source, "first": slow[0]})) == [slow]
+
+
+def test_what_is_due_in_the_minute_before_the_start_goes_on_from_there_and_counts_from_the_start_on():
+    rows = [
+        {"first": -20},
+        {"source": every(600), "first": -20},
+        {"source": every(7), "first": -60, "left": 10},
+        {"source": every(DAY), "first": -60},
+        {"source": rule("FREQ=HOURLY"), "first": -1},
+        {"source": rule("FREQ=DAILY"), "first": -20},
+        {"source": rule("FREQ=WEEKLY"), "first": -20},
+        {"source": rule("FREQ=DAILY;BYHOUR=8,20"), "first": -20},
+    ]
+    assert due(some_tasks(*rows)) == [
+        [],
+        list(range(580, DAY, 600)),
+        [3],
+        [DAY - 60],
+        list(range(3599, DAY, 3600)),
+        [DAY - 20],
+        [],
+        [DAY // 2 - 20, DAY - 20],
+    ]
 
 
 def test_bounds_end_a_task_and_count_its_slots():

@@ -41,7 +41,7 @@ class FilterSchema(web_schemas.TasksQuerySchema):
 
 @blp.get("/week")
 def week() -> flask.Response:
-    """Shows how much falls on each hour of the next seven days."""
+    """Shows how much falls on each hour of the next seven days, until this hour comes again."""
     asked = pages.asked()
     wanted, problems = reading.filters(FilterSchema(), asked)
     named = {name: wanted[name] for name in ("q", "target", "label") if name in wanted}
@@ -124,10 +124,10 @@ def _signers() -> Iterator[URLSafeSerializer]:
 
 
 def _rows(found: hours.Hours) -> Iterator[dict[str, Any]]:
-    """A row per day, with 24 hours each; hours of the first day that are over stand empty."""
+    """A row per day, with 24 hours each; hours before the first one and after the last one stand empty."""
     top = max(found.loads, default=0)
     lead = found.start.hour
-    for day in range(DAYS + bool(lead)):
+    for day in range(DAYS + 1):
         date = (found.start - timedelta(hours=lead) + timedelta(days=day)).date()
         numbers = range(day * 24 - lead, day * 24 - lead + 24)
         yield {"date": date, "hours": [_cell(found.start, hour, found.loads, top) for hour in numbers]}
