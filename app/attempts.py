@@ -51,7 +51,7 @@ def fail(
     # the row is locked first: a rescue that took the run away meanwhile leaves no row to see
     task = session.scalars(
         select(Task)
-        .join(Run, Task.id == Run.task_id)
+        .join(Run, keys.looked_up(Task.id, Run.task_id))
         .where(*keys.fence(ticket), Run.state.in_(states))
         .with_for_update(of=Run)
     ).one_or_none()

@@ -322,11 +322,21 @@ def arrays(name: str, **columns: Iterable[Any]) -> dict[str, list[Any]]:
     return {f"{name}_{column}": list(values) for column, values in columns.items()}
 
 
-def execute(session: Session, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+def execute(
+    session: Session, statement: Executable, parameters: Mapping[str, Any], *, anew: bool = False
+) -> CursorResult[Any]:
     """Executes a statement that was built once, past the ORM: to build and look through one costs more than its round
-    trip does."""
+    trip does. `anew` has it planned each time, for tables as large as they are then."""
     session.flush()
-    return session.connection().execute(statement, parameters)
+    connection = session.connection()
+    if not anew:
+        return connection.execute(statement, parameters)
+    driver: Any = connection.connection.driver_connection
+    usual, driver.prepare_threshold = driver.prepare_threshold, None  # what is not prepared has no plan that stays
+    try:
+        return connection.execute(statement, parameters)
+    finally:
+        driver.prepare_threshold = usual
 
 
 def copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, DateTime, Integer, Text, Uuid, any_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from app import clock, db, errors, failpoints, incidents, outbox, packs, policies, runs, schedules
+from app import clock, db, errors, failpoints, incidents, keys, outbox, packs, policies, runs, schedules
 from app.messages import Message, Parcel
 from app.models import Task
 from app.policies import Fate
@@ -324,8 +324,12 @@ _LOCK_OVERDUE = (
     .limit(bindparam("limit", type_=Integer()))
     .with_for_update(skip_locked=True)
 )
-_THERE = select(Task.id).where(_AMONG)
+_THERE = select(Task.id, Task.version).where(_AMONG)  # no index holds both, or PostgreSQL might read all of that
 _MIRROR_AGAIN = update(Task).where(_AMONG).values(mirrored_version=0)
 
 _after = db.rows("after", **AFTER)
-_ADVANCE = update(Task).where(Task.id == _after.c.id).values({name: _after.c[name] for name in AFTER if name != "id"})
+_ADVANCE = (
+    update(Task)
+    .where(keys.looked_up(Task.id, _after.c.id))
+    .values({name: _after.c[name] for name in AFTER if name != "id"})
+)

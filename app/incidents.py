@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, aliased
 
-from app import db, models, policies, summaries
+from app import db, keys, models, policies, summaries
 from app.models import Incident, Run, Summary, Task
 from app.states import Reason, Span, TaskState, Told, Trouble
 
@@ -83,7 +83,8 @@ def report(session: Session, kind: Trouble, signs: Sequence[Sign]) -> None:
             count=(sign.count for sign in signs),
             note=(sign.note for sign in signs),
         )
-        db.execute(session, _REPORT, found | {"a_kind": kind})
+        # there are a handful of incidents, or as many as tasks
+        db.execute(session, _REPORT, found | {"a_kind": kind}, anew=True)
 
 
 def report_missed(session: Session, missed: Iterable[Any]) -> None:
@@ -172,7 +173,7 @@ def _reporting(found: CTE) -> Any:
     opening = upsert(Incident).from_select(
         [column.key for column in new],
         select(*new.values())
-        .join_from(found, Task, Task.id == found.c.task_id)
+        .join_from(found, Task, keys.looked_up(Task.id, found.c.task_id))
         .where(~models.is_system(Task), Task.state != TaskState.DELETED)
         .where(found.c.task_id.not_in(select(back.c.task_id)))
         .order_by(found.c.task_id),

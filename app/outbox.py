@@ -147,4 +147,9 @@ _LOCK_PENDING = (
     .limit(bindparam("limit", type_=Integer()))
     .with_for_update(skip_locked=True)
 )
-_TAKEN = select(Run, Task).join(Task, Task.id == Run.task_id).where(_IS_TAKEN).execution_options(populate_existing=True)
+_TAKEN = (
+    select(Run, Task)
+    .join(Task, keys.looked_up(Task.id, Run.task_id))
+    .where(_IS_TAKEN)
+    .execution_options(populate_existing=True)
+)

@@ -229,5 +229,6 @@ _GIVE_BACK = (
         Run.attempt_started_at.is_(None),
         Run.heartbeat_at == bindparam("claimed_at"),
     )
-    .values(**keys.released(RunState.PENDING), worker=None, heartbeat_at=None, published_at=None)
+    # not `published_at`: a beat that marks what waits must see that this message was taken
+    .values(**keys.released(RunState.PENDING), worker=None, heartbeat_at=None)
 )

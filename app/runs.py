@@ -113,7 +113,8 @@ def mark_queued(session: Session, sent: Sequence[Parcel]) -> None:
 
 
 def unclaimed(session: Session, sent: Sequence[Parcel]) -> list[Parcel]:
-    """Those that no worker has claimed yet and that nobody has marked.
+    """Those that no worker has claimed yet and that nobody has marked. What was claimed and given back has a time of
+    its sending: its message is gone, so a mark would hide it from `publish_pending`.
 
     A pack is claimed as a whole, so its first run tells for all. Where that one alone was cancelled, the others are
     taken for claimed and are sent again, of which the claim lets one in.
@@ -288,14 +289,14 @@ _RECORD = (
     upsert(Run)
     .from_select(
         [column.key for column in _NEW],
-        select(*_NEW.values()).join_from(_given, Task, Task.id == _given.c.task_id),
+        select(*_NEW.values()).join_from(_given, Task, keys.looked_up(Task.id, _given.c.task_id)),
     )
     .on_conflict_do_nothing(constraint="uq_runs_task_slot")
     .returning(Run.id)
 )
 
 _first = keys.attempts()
-_UNCLAIMED = select(Run.id).join_from(_first, Run, keys.at(_first, {RunState.PENDING}))
+_UNCLAIMED = select(Run.id).join_from(_first, Run, keys.at(_first, {RunState.PENDING}) & Run.published_at.is_(None))
 
 _sent = keys.attempts(sent_at=DateTime(timezone=True), pack=Uuid())
 _MARK_QUEUED = (

@@ -21,7 +21,22 @@ from redbeat.schedulers import REDBEAT_REDIS_KEY
 from redis.backoff import NoBackoff
 from sqlalchemy import ARRAY, DateTime, Integer, SmallInteger, Uuid, any_, bindparam, select, true, tuple_, update
 
-from app import bell, clock, db, dispatch, errors, exporter, metrics, outbox, packs, publishing, pulse, settings, traces
+from app import (
+    bell,
+    clock,
+    db,
+    dispatch,
+    errors,
+    exporter,
+    keys,
+    metrics,
+    outbox,
+    packs,
+    publishing,
+    pulse,
+    settings,
+    traces,
+)
 from app.messages import Parcel
 from app.models import Task
 from app.states import TaskState
@@ -393,5 +408,7 @@ _CHANGED = select(_each).select_from(_held).join(_each, true())
 
 _done = db.rows("done", id=Uuid(), version=Integer())
 _MARK_MIRRORED = (
-    update(Task).where(Task.id == _done.c.id, Task.version == _done.c.version).values(mirrored_version=Task.version)
+    update(Task)
+    .where(keys.looked_up(Task.id, _done.c.id), Task.version == _done.c.version)
+    .values(mirrored_version=Task.version)
 )

@@ -126,7 +126,7 @@ class Tables(Server):
         return []
 
     def _there(self, _tx: Transaction, given: Given) -> list[Any]:
-        return [(task_id,) for task_id in given["task_ids"] if task_id in self.tasks]
+        return [(task_id, self.tasks[task_id].version) for task_id in given["task_ids"] if task_id in self.tasks]
 
     def _advance(self, tx: Transaction, given: Given) -> list[Any]:
         columns = [given[f"after_{name}"] for name in dispatch.AFTER]
@@ -152,7 +152,8 @@ class Tables(Server):
         return [(task_id,) for task_id in given["asked_id"] if self._open_runs[task_id]]
 
     def _unclaimed(self, _tx: Transaction, given: Given) -> list[Any]:
-        return [(run_id,) for run_id in given["wanted_id"] if run_id in self._pending]
+        asked = (self._pending.get(run_id) for run_id in given["wanted_id"])
+        return [(run.id,) for run in asked if run is not None and run.published_at is None]
 
     def _mark_queued(self, tx: Transaction, given: Given) -> list[Any]:
         wanted = {run_id for run_id in given["wanted_id"] if run_id in self._pending}

@@ -42,11 +42,12 @@ def looks(
             yield node
 
 
-def check(driver: psycopg.Connection[Any], statement: str, parameters: Mapping[str, Any]) -> None:
-    """That one plan is good for a statement: an index leads to all rows of tasks and runs that it looks at."""
-    found = list(looks(driver, statement, parameters))
-    assert found or not _LOOKS.search(statement), f"no look was seen: {statement}"
-    assert [look for look in found if not is_by_key(look)] == [], statement
+def check_all(driver: psycopg.Connection[Any], statements: Mapping[str, Mapping[str, Any]]) -> None:
+    """That one plan is good for each: an index leads to all rows of tasks and runs that it looks at."""
+    for statement, parameters in statements.items():
+        found = list(looks(driver, statement, parameters))
+        assert found or not _LOOKS.search(statement), f"no look was seen: {statement}"
+        assert [look for look in found if not is_by_key(look)] == [], statement
 
 
 def is_by_key(look: dict[str, Any]) -> bool:

@@ -187,7 +187,7 @@ def test_what_cannot_begin_in_time_is_given_back_and_sent_again(packed, postbox)
     assert states(pack) == ["succeeded", "pending", "pending"]
     assert {run.attempt for run in reread(pack)} == {1}
     with db.transaction() as session:
-        session.execute(update(Run).values(fired_at=Run.fired_at - outbox.SENDING))
+        session.execute(update(Run).values(published_at=Run.published_at - outbox.SENDING))
         again = outbox.take_pending(session)
     assert sorted(message.id for message in again) == sorted(message.id for message in pack.messages[1:])
     work_packs.work(Pack.of(again), WORKER)
@@ -277,6 +277,15 @@ def test_what_was_given_back_and_claimed_by_another_is_not_given_back_again(pack
             assert states(pack) == ["running", "running"]
 
 
+def test_a_beat_that_looks_late_does_not_take_what_was_given_back_for_a_message_that_waits(packed):
+    """A worker made one pack of messages that had come one by one: for their beat each is the first of its own."""
+    pack = packed({}, {})
+    with in_hand(pack, 0) as working:
+        working.give_back([1])
+        dispatch.mark_unclaimed(pack.messages)
+        assert states(pack) == ["running", "pending"]
+
+
 def test_a_run_of_a_dead_worker_that_may_never_have_begun_is_tried_though_one_attempt_is_allowed(packed):
     pack = packed({}, {})
     with in_hand(pack, 0):
@@ -358,7 +367,7 @@ def test_only_packs_that_nobody_has_claimed_are_marked(packed):
     messages = packed({}, {}, {}, {}).messages
     claimed, waiting = Pack.of(messages[:2]), Pack.of(messages[2:])
     with db.transaction() as session:
-        session.execute(update(Run).values(state=RunState.PENDING))
+        session.execute(update(Run).values(state=RunState.PENDING, published_at=None))
     work_packs.work(claimed, WORKER)
     dispatch.mark_unclaimed([claimed, waiting])
     with db.transaction() as session:
