@@ -132,7 +132,8 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .with_for_update(of=Run, skip_locked=True)
     ).all()
     again, others = _parted(lost)
-    _try_again(session, again)
+    if again:
+        _try_again(session, again)
     ended = [
         end_attempt(session, keys.ticket(run), task, Reason.LOST, LOST, delay=timedelta(0))
         for run, task in sorted(others, key=lambda pair: pair[1].id)  # two beats that report or pause cannot deadlock

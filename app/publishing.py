@@ -48,6 +48,7 @@ class Publisher:
         self.origin = f"{os.getpid()}@{socket.gethostname()}"
         self.connection: Connection | None = None
         self.channel: Any = None
+        self.gathered: _Gathered | None = None
         self.declared: set[str] = set()
         self.tag = 0
         self.unconfirmed: dict[int, Parcel] = {}
@@ -86,7 +87,7 @@ class Publisher:
 
     def close(self) -> None:
         """Drops the channel with its connection: after an error a late ack could confirm the wrong message."""
-        connection, self.connection, self.channel = self.connection, None, None
+        connection, self.connection, self.channel, self.gathered = self.connection, None, None, None
         self.declared.clear()
         self.unconfirmed.clear()
         if connection is not None:
@@ -117,6 +118,7 @@ class Publisher:
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)
             channel.events["basic_return"].add(self._on_return)
+            self.gathered = _Gathered(self.connection.connection)
         return channel
 
     def _declare(self, name: str) -> bool:
@@ -141,16 +143,14 @@ class Publisher:
         """Within it what is sent is written by the dozens: a write for each, and a look for what the broker may have to
         say, cost as much as half of what else is done for a message. RabbitMQ keeps what it has to say for that long.
         """
-        assert self.connection is not None
-        if not self.is_amqp:
+        if self.gathered is None:
             yield
             return
-        driver = self.connection.connection
-        written = _Gathered(driver.transport)
-        usual, driver.frame_writer = driver.frame_writer, frame_writer(driver, written)
+        driver = self.gathered.driver
+        usual, driver.frame_writer = driver.frame_writer, self.gathered.write_frame
         try:
             yield
-            written.flush()
+            self.gathered.flush()
         finally:
             driver.frame_writer = usual
 
@@ -248,10 +248,11 @@ class Publisher:
 
 
 class _Gathered:
-    """Stands for py-amqp's transport where frames are written, and hands them on many at once."""
+    """Stands for the transport of one of py-amqp's connections, and hands it the frames of messages by the dozens."""
 
-    def __init__(self, transport: Any) -> None:
-        self.transport = transport
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+        self.write_frame = frame_writer(driver, self)
         self.frames = bytearray()
 
     def write(self, frame: memoryview | bytes) -> None:
@@ -260,8 +261,12 @@ class _Gathered:
             self.flush()
 
     def flush(self) -> None:
+        """Raises where a broker that reads no more does not take all of it in time. The driver's own bound is one for
+        each part that goes out: the whole would take longer than a beat may stand still."""
+        pulse.mark("publishing")
         frames, self.frames = self.frames, bytearray()
-        self.transport.write(frames)
+        with self.driver.transport.having_timeout(broker.BOUNDED["write_timeout"]):
+            self.driver.transport.write(frames)
 
 
 def worded(pack: Pack, origin: str) -> tuple[Any, dict[str, Any]]:

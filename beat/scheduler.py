@@ -73,13 +73,15 @@ below `outbox.SENDING`, when others would send it again."""
 BATCH = 1000
 REBUILD_BATCH = 2000
 
-FIRING = 0.5
-"""Seconds that a firing takes at most, about. Of a burst as many are fired together as that allows: the more they are,
-the less each costs. Where the machine is slow or busy they are few: a firing must be over before its lease is, and
-sooner than a transaction is given up."""
+FIRING, LONGEST = 0.5, 2.0
+"""Seconds that a firing of more than BATCH takes at most, and any, about. Of a burst as many are fired together as that
+allows: the more they are, the less each costs, and much of what a firing takes is the same for few and for many. It
+must be over before its lease is, and sooner than a transaction is given up."""
 
 FEWEST, MOST = 250, 4000
 """How many are fired together, as the time that it takes has it; at first BATCH."""
+
+POSTGRESQL = "PostgreSQL"
 
 BEGINNING = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
 """Before the first slot of any task."""
@@ -144,7 +146,7 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
             self.leases.drop()
             self._say_away("Redis", exc)
         except errors.Unavailable as exc:
-            self._say_away("PostgreSQL", exc)
+            self._say_away(POSTGRESQL, exc)
         except Exception:
             log.exception("a tick failed, the next one follows")
         else:
@@ -170,7 +172,9 @@ class PunctualScheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _keep(self) -> None:
         """Renews, mirrors, and marks what was sent a while ago. Where there is more to mirror the next turn goes on
-        with it at once."""
+        with it at once. A beat that does not reach PostgreSQL lets its leases run out: another one may reach it."""
+        if POSTGRESQL in self.away:
+            db.ping()
         self.leases.renew()
         more = self._mirror()
         self._mark_in_time()
@@ -326,9 +330,9 @@ def _must_wait(asked: Collection[UUID], fired: dispatch.Fired) -> bool:
 
 def fitting(batch: int, fired: int, took: float) -> int:
     """How many to fire together, after so many of at most `batch` took so many seconds."""
-    if took > FIRING:
+    if took > (FIRING if batch > BATCH else LONGEST):
         return max(FEWEST, batch // 2)
-    if took < FIRING / 2 and fired > batch // 2:
+    if took < (FIRING if batch >= BATCH else LONGEST) / 2 and fired > batch // 2:
         return min(MOST, batch * 2)
     return batch
 

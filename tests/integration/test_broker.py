@@ -1,12 +1,15 @@
 """Confirmed publishing on RabbitMQ: what is returned is what the broker has."""
 
 import json
+import socket
+import struct
+import time
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 
-from app import broker, publishing, settings
+from app import broker, publishing, pulse, settings
 from app.messages import DEAD_LETTERS, Message, Ticket
 
 RUNS = {
@@ -98,6 +101,19 @@ def test_a_broken_connection_confirms_nothing_and_the_next_batch_makes_a_new_one
     batch = [message() for _ in range(3)]
     assert publisher.publish(batch) == []
     assert publisher.publish(batch) == batch
+
+
+def test_a_broker_that_reads_no_more_is_given_up_before_its_beat_counts_as_hung(publisher):
+    publisher.publish([message()])
+    transport = publisher.connection.connection.transport
+    ours, theirs = socket.socketpair()
+    with transport.sock, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", broker.BOUNDED["write_timeout"], 0))
+        transport.sock, transport._write = ours, ours.sendall
+        began = time.monotonic()
+        assert publisher.publish([message(args=["x" * 32_768]) for _ in range(100)]) == []
+    assert time.monotonic() - began < pulse.STILL
+    assert publisher.connection is None
 
 
 def test_a_confirm_that_does_not_come_is_not_taken_for_one(publisher, monkeypatch):

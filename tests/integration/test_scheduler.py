@@ -110,11 +110,14 @@ def test_a_due_task_is_fired_and_its_entry_goes(beat, fields, postbox, redis_cli
         (4000, 4000, 0.1, 4000),
         (1000, 20, 0.01, 1000),  # of a few nothing is learnt
         (1000, 1000, 0.4, 1000),
-        (1000, 900, 0.6, 500),
+        (4000, 3900, 0.6, 2000),
+        (1000, 900, 0.6, 1000),  # what takes so long is the same for fewer
+        (1000, 900, 2.1, 500),
         (250, 200, 5.0, 250),
+        (250, 250, 0.6, 500),  # after a firing that failed
     ],
 )
-def test_as_many_are_fired_together_as_fit_into_half_a_second(batch, fired, took, then):
+def test_as_many_are_fired_together_as_time_allows(batch, fired, took, then):
     assert scheduler.fitting(batch, fired, took) == then
 
 
@@ -225,6 +228,36 @@ def test_without_redis_a_tick_raises_nothing_and_gives_up_its_leases(beat, monke
     beat.tick()
     assert beat.leases.held() == set()
     away.close()
+
+
+def test_a_beat_that_alone_does_not_reach_postgresql_leaves_its_buckets_to_another(start, eventually, monkeypatch):
+    cut_off, other = start(), start()
+    cut_off.tick()
+    assert len(cut_off.leases.held()) == cut_off.leases.buckets
+    ping, is_cut = db.ping, False
+
+    def unreachable():
+        if is_cut:
+            raise errors.Unavailable
+        ping()
+
+    monkeypatch.setattr(db, "ping", unreachable)
+    monkeypatch.setattr(cut_off, "_mirror", unreachable)
+
+    def tick():
+        nonlocal is_cut
+        is_cut = True
+        cut_off.tick()
+        is_cut = False
+        other.tick()
+        return len(other.leases.held()) == other.leases.buckets
+
+    assert eventually(tick)
+    assert cut_off.leases.held() == set()
+    cut_off.tick()
+    other.tick()
+    cut_off.tick()
+    assert cut_off.leases.held()
 
 
 def test_a_tick_that_fails_for_any_other_cause_is_followed_by_the_next(beat, fields, postbox, monkeypatch):
