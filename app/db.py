@@ -322,19 +322,19 @@ def arrays(name: str, **columns: Iterable[Any]) -> dict[str, list[Any]]:
     return {f"{name}_{column}": list(values) for column, values in columns.items()}
 
 
-def execute(
-    session: Session, statement: Executable, parameters: Mapping[str, Any], *, anew: bool = False
-) -> CursorResult[Any]:
+def execute(session: Session, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
     """Executes a statement that was built once, past the ORM: to build and look through one costs more than its round
-    trip does. `anew` has it planned each time, for tables as large as they are then."""
+    trip does."""
     session.flush()
-    connection = session.connection()
-    if not anew:
-        return connection.execute(statement, parameters)
-    driver: Any = connection.connection.driver_connection
+    return session.connection().execute(statement, parameters)
+
+
+def execute_anew(session: Session, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+    """The same, planned each time, for tables as large as they are then."""
+    driver: Any = session.connection().connection.driver_connection
     usual, driver.prepare_threshold = driver.prepare_threshold, None  # what is not prepared has no plan that stays
     try:
-        return connection.execute(statement, parameters)
+        return execute(session, statement, parameters)
     finally:
         driver.prepare_threshold = usual
 

@@ -84,7 +84,7 @@ def report(session: Session, kind: Trouble, signs: Sequence[Sign]) -> None:
             note=(sign.note for sign in signs),
         )
         # there are a handful of incidents, or as many as tasks
-        db.execute(session, _REPORT, found | {"a_kind": kind}, anew=True)
+        db.execute_anew(session, _REPORT, found | {"a_kind": kind})
 
 
 def report_missed(session: Session, missed: Iterable[Any]) -> None:

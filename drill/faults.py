@@ -103,13 +103,13 @@ def every_link(store: str, mode: str) -> Variant:
     return Variant(name=f"{store} {mode}", strike=strike, touches=frozenset({store}), hold=AWAY, short=8)
 
 
-def _links(kind: str) -> Fault:
+def _links(name: str, of: str, bound: Bound) -> Fault:
     return Fault(
-        name=f"link of {kind} cut or silent",
+        name=f"link of {name} cut or silent",
         variants=tuple(
             Variant(
-                name=f"{kind} to {store} {mode}",
-                strike=strikes.link(kind, store, mode),
+                name=f"{name} to {store} {mode}",
+                strike=strikes.link(of, store, mode),
                 touches=frozenset({store}),
                 hold=AWAY,
                 short=5,
@@ -117,10 +117,10 @@ def _links(kind: str) -> Fault:
             for store in STORES
             for mode in ("cut", "silent")
         ),
-        bound=Bound(after=10, restarts=False),
+        bound=bound,
         hits=1,
         between=8,
-        in_short=kind == "beat",
+        in_short=name == "beat",
     )
 
 
@@ -229,7 +229,8 @@ SINGLE: tuple[Fault, ...] = (
         hits=3,
         between=15,
     ),
-    *(_links(kind) for kind in KINDS),
+    *(_links(kind, kind, Bound(after=10, restarts=False)) for kind in KINDS),
+    _links("one beat", "beat.1", Bound(worst=10, restarts=False)),
     Fault(
         name="all beats but one gone",
         variants=_one("all beats but one gone", strikes.beats_gone(but=1), ["beat"], 15, 6),

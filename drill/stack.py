@@ -1,6 +1,6 @@
 """Punctual as its operators run it, on stores of the drill's own: the Procfile's processes, supervised.
 
-Each kind of process reaches each store over a link of its own.
+Each process reaches each store over a link of its own.
 """
 
 import json
@@ -252,9 +252,9 @@ def running(*, replicated: bool = False, previous: bool = False) -> Iterator[Sta
         _migrate(stack, root)
         counts = {"web": 1, "beat": BEATS, "worker": 1}
         for kind, count in counts.items():
-            env = _environment(stack, _direct(stack) | _linked(stack, kind, _direct(stack)))
             for number in range(1, count + 1):
                 name = f"{kind}.{number}"
+                env = _environment(stack, _direct(stack) | _linked(stack, name, _direct(stack)))
                 own = stack.own(name) if kind == "beat" else {}
                 stack.processes[name] = Process(name, env | own, folder / "logs", root)
         exits.callback(_stop, stack)
@@ -328,15 +328,15 @@ def _replicated(folder: Path, exits: ExitStack) -> Stack:
     )
 
 
-def _linked(stack: Stack, kind: str, direct: Mapping[str, str]) -> dict[str, str]:
-    """Makes the links of a kind of process; returns the URLs that lead over them. To stores that name several servers
+def _linked(stack: Stack, name: str, direct: Mapping[str, str]) -> dict[str, str]:
+    """Makes the links of a process; returns the URLs that lead over them. To stores that name several servers
     there are none."""
     over: dict[str, str] = {}
     if stack.replicated:
         return over
     for store, setting in URLS.items():
         make = links.database if store == "PostgreSQL" else links.server
-        stack.links[kind, store], over[setting] = make(direct[setting])
+        stack.links[name, store], over[setting] = make(direct[setting])
     return over
 
 

@@ -7,7 +7,7 @@ touch nothing in common can be entered at once.
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -289,7 +289,7 @@ def queue_loses(deed: Callable[[amqp.Channel, str], object]) -> Strike:
         at = datetime.now(UTC) + timedelta(seconds=BACKLOG_AHEAD)
         site.workload.burst(BACKLOG, at)
         _sleep_until(at - timedelta(seconds=0.3))
-        with links.MODES["silent"](site.stack.links["worker", "RabbitMQ"]), site.stack.connect() as connection:
+        with link("worker", "RabbitMQ", "silent")(site), site.stack.connect() as connection:
             channel = connection.channel()
             stores.poll(lambda: _queued(site.stack) >= BACKLOG * 9 // 10, within=10, what=f"a backlog of {BACKLOG}")
             deed(channel, QUEUE)
@@ -309,23 +309,23 @@ def _queued(stack: Stack) -> int:
 # links
 
 
-def link(kind: str, store: str, mode: str) -> Strike:
-    @contextmanager
-    def strike(site: Site) -> Iterator[None]:
-        with links.MODES[mode](site.stack.links[kind, store]):
-            yield
-
-    return strike
+def link(of: str, store: str, mode: str) -> Strike:
+    """The links of a process, or of all of a kind, to a store."""
+    return _broken([of], store, mode)
 
 
 def every_link(store: str, mode: str) -> Strike:
     """All processes lose a store at once, though it lives."""
+    return _broken(KINDS, store, mode)
 
+
+def _broken(of: Collection[str], store: str, mode: str) -> Strike:
     @contextmanager
     def strike(site: Site) -> Iterator[None]:
         with ExitStack() as broken:
-            for kind in KINDS:
-                broken.enter_context(links.MODES[mode](site.stack.links[kind, store]))
+            for (name, to), each in site.stack.links.items():
+                if to == store and not {name, name.partition(".")[0]}.isdisjoint(of):
+                    broken.enter_context(links.MODES[mode](each))
             yield
 
     return strike

@@ -28,7 +28,7 @@ def opened() -> Iterator[None]:
     """Within it those who run as strands are in the simulated world."""
     with (
         mock.patch.multiple(clock, now=_now, monotonic=_monotonic, sleep=world.wait),
-        mock.patch.multiple(db, transaction=_transaction, statement=_statement),
+        mock.patch.multiple(db, transaction=_transaction, statement=_statement, execute_anew=db.execute),
         mock.patch.multiple(packs, pace=lambda: NOTHING_KNOWN),
     ):
         yield

@@ -116,6 +116,11 @@ def test_a_single_link_cut_or_silent(attacked):
 
 
 @BY_HAND
+def test_a_link_of_one_beat_cut_or_silent(attacked):
+    attacked(ROWS["link of one beat cut or silent"])
+
+
+@BY_HAND
 def test_every_process_is_replaced_and_nobody_notices(attacked):
     attacked(ROWS["every process replaced"])
 
