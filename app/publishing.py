@@ -61,6 +61,20 @@ class Publisher:
     def is_amqp(self) -> bool:
         return settings.load().BROKER_URL.get_secret_value().startswith("amqp")
 
+    def reaches(self) -> bool:
+        """Whether the broker answers right now. Who takes runs out of the outbox owns their sending for a while: one
+        that could send none leaves them to the others."""
+        pulse.mark("asking the broker")
+        try:
+            self._open()
+            if self.is_amqp:
+                self.channel.confirm_select()  # once more: nothing changes, and it is answered
+        except Exception as exc:  # noqa: BLE001 - each transport has errors of its own
+            log.debug("the broker does not answer, runs are left to others: %r", exc)
+            self.close()
+            return False
+        return True
+
     def publish(self, batch: Sequence[Parcel]) -> list[Parcel]:
         """Sends the batch; returns the parcels that the broker has confirmed. Never raises: what is not
         returned was perhaps sent, perhaps not, and stands as pending until it is sent again."""

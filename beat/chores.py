@@ -245,6 +245,8 @@ class Chores:
         return Done(count)
 
     def _publish(self, take: Callable[[Session], list[Message]]) -> Done:
+        if not self.publisher.reaches():
+            return Done()
         with db.transaction() as session:
             batch = take(session)
         # where the broker takes nothing there is no use in another batch at once

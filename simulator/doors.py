@@ -143,6 +143,9 @@ class Publisher:
         self.sent = 0
         """Messages that were confirmed."""
 
+    def reaches(self) -> bool:
+        return world.call(self.process.broker.way(), lambda reply: reply([True]), CONFIRM_TIMEOUT) is not None
+
     def publish(self, batch: Sequence[Parcel]) -> list[Parcel]:
         process = self.process
         world.wait(MESSAGE * len(batch))

@@ -166,6 +166,10 @@ class Postbox:
     def __init__(self):
         self.parcels = []
         self.takes = True
+        self.answers = True
+
+    def reaches(self):
+        return self.answers
 
     def publish(self, batch):
         self.parcels += batch

@@ -116,6 +116,20 @@ def test_a_broker_that_reads_no_more_is_given_up_before_its_beat_counts_as_hung(
     assert publisher.connection is None
 
 
+def test_a_link_that_was_cut_or_fell_silent_is_seen_before_anything_is_taken_out_for_it(publisher):
+    assert publisher.reaches()
+    publisher.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+    assert not publisher.reaches()
+    assert publisher.reaches(), "it connects anew"
+    transport = publisher.connection.connection.transport
+    ours, theirs = socket.socketpair()
+    with transport.sock, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", broker.BOUNDED["read_timeout"], 0))
+        transport.sock, transport._write, transport._quick_recv = ours, ours.sendall, ours.recv
+        assert not publisher.reaches()
+    assert publisher.publish([message()])
+
+
 def test_a_confirm_that_does_not_come_is_not_taken_for_one(publisher, monkeypatch):
     monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT", 0.2)
     publisher.publish([message()])

@@ -8,7 +8,7 @@ import redis
 from sqlalchemy import select, text, update
 from stores import ROOT
 
-from app import db, errors, settings, tasks
+from app import db, errors, outbox, settings, tasks
 from app.models import Run, Task
 from beat import entries, scheduler
 from beat.main import celery_app
@@ -258,6 +258,18 @@ def test_a_beat_that_alone_does_not_reach_postgresql_leaves_its_buckets_to_anoth
     other.tick()
     cut_off.tick()
     assert cut_off.leases.held()
+
+
+def test_a_beat_that_alone_does_not_reach_the_broker_leaves_what_is_pending_to_another(beat, fields, postbox):
+    create(fields, schedule={"type": "now"})
+    postbox.takes = postbox.answers = False
+    beat.tick()
+    with db.transaction() as session:
+        session.execute(update(Run).values(fired_at=Run.fired_at - outbox.SENDING))
+    beat.chores.publisher = postbox
+    assert beat.chores.publish_pending() == (0, False)
+    with db.transaction() as session:
+        assert len(outbox.take_pending(session)) == 1  # as another beat does
 
 
 def test_a_tick_that_fails_for_any_other_cause_is_followed_by_the_next(beat, fields, postbox, monkeypatch):
