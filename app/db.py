@@ -48,7 +48,8 @@ LIBPQ_OPTIONS = (
 )
 
 PLANNED_ONCE = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
-"""A plan that is made while the tables are empty must be good for full ones: so it scans none of them."""
+"""A plan that is made while the tables are empty must be good for full ones: so it scans none of them. That it reads
+none whole by an index either is for the statements to see to, see `keys.looked_up`."""
 
 PLANNED_ANEW = """
     SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true)

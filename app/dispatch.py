@@ -1,8 +1,8 @@
 """From due tasks to runs to the broker. Both paths, the alarm and the audit, end in `fire`.
 
 1. `record_due`, in one transaction: due tasks are locked, their runs recorded, their next slots set.
-2. `send`: the runs travel, confirmed as a batch; what is confirmed becomes queued. What is not stays pending,
-   and the chore `publish_pending` sends it again.
+2. The runs travel, confirmed as a batch. What was confirmed becomes queued, at once or where it still waits a moment
+   later; what was not stays pending, and the chore `publish_pending` sends it again.
 
 No transaction is held while the broker is spoken to. A stale leader, two leaders, an entry that rings twice:
 each finds nothing due any more, or a slot that is recorded already.

@@ -67,8 +67,8 @@ MARK_AFTER = 1.2
 """Seconds after which what was sent is marked: most of it has been claimed by then and needs no mark any more."""
 
 MARK_EVERY = 0.5
-"""Seconds between two markings, so that they are few. Both together, and a firing, in which nothing is marked, are
-below `outbox.SENDING`, when others would send it again."""
+"""Seconds between two markings, so that they are few. Both together, and a turn and a firing, in which nothing is
+marked, are mostly below `outbox.SENDING`, when others would send it again, which costs a message and nothing else."""
 
 BATCH = 1000
 REBUILD_BATCH = 2000
