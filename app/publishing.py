@@ -64,9 +64,9 @@ class Publisher:
     def reaches(self) -> bool:
         """Whether the broker answers right now. Who takes runs out of the outbox owns their sending for a while: one
         that could send none leaves them to the others."""
-        pulse.mark("asking the broker")
         try:
             self._open()
+            pulse.mark("asking the broker")
             if self.is_amqp:
                 self.channel.confirm_select()  # once more: nothing changes, and it is answered
         except Exception as exc:  # noqa: BLE001 - each transport has errors of its own
