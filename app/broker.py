@@ -166,9 +166,15 @@ def depths(names: Iterable[str]) -> dict[str, int | None]:
 def _look() -> Iterator[Connection]:
     """A connection of its own on which no wait is long."""
     with celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED) as connection:
-        sign()
-        connection.ensure_connection(sign, max_retries=1, interval_start=0, timeout=LOOK_TIMEOUT)
+        connect(connection, within=LOOK_TIMEOUT)
         yield connection
+
+
+def connect(connection: Connection, *, within: float) -> None:
+    """Tries each address that is given once, at once, for so many seconds in all. Raises the transport's own errors."""
+    sign()
+    again = max(1, len(connection.alt)) - 1
+    connection.ensure_connection(sign, max_retries=again, interval_start=0, timeout=within)
 
 
 def sign(*_: Any) -> None:

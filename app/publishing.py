@@ -23,6 +23,10 @@ from app.messages import CALLS_QUEUE, Message, Pack, Parcel
 CONFIRM_TIMEOUT = 3.0
 """Seconds in which the broker must confirm a batch."""
 
+ASK_AGAIN = 1.0
+"""Seconds between two questions to a broker that does not answer: where it is silent each takes LOOK_TIMEOUT, in
+which other chores wait."""
+
 TOGETHER = 64 * 1024
 """Bytes that are written at once."""
 
@@ -53,6 +57,8 @@ class Publisher:
         self.tag = 0
         self.unconfirmed: dict[int, Parcel] = {}
         self.refused: set[UUID] = set()
+        self.ask_at = 0.0
+        """When to ask a broker again that did not answer, on the monotonic clock."""
         self.silent_until: dict[str, float] = {}
         self.undeclared: dict[str, str] = {}
         """Queues that cannot be declared, and why: their runs stay pending."""
@@ -62,17 +68,28 @@ class Publisher:
         return settings.load().BROKER_URL.get_secret_value().startswith("amqp")
 
     def reaches(self) -> bool:
-        """Whether the broker answers right now. Who takes runs out of the outbox owns their sending for a while: one
-        that could send none leaves them to the others."""
+        """Whether the broker answers; once it did not, it is asked again after ASK_AGAIN. Who takes runs out of the
+        outbox owns their sending for a while: one that could send none leaves them to the others.
+
+        On Redis the question is only whether there was a connection.
+        """
+        if time.monotonic() < self.ask_at:
+            return False
+        was_away = self.ask_at > 0
         try:
             self._open()
             pulse.mark("asking the broker")
             if self.is_amqp:
                 self.channel.confirm_select()  # once more: nothing changes, and it is answered
         except Exception as exc:  # noqa: BLE001 - each transport has errors of its own
-            log.debug("the broker does not answer, runs are left to others: %r", exc)
+            if not was_away:
+                log.warning("the broker does not answer, what waits to be sent is left to the other beats: %r", exc)
             self.close()
+            self.ask_at = time.monotonic() + ASK_AGAIN
             return False
+        if was_away:
+            log.info("the broker answers again")
+        self.ask_at = 0.0
         return True
 
     def publish(self, batch: Sequence[Parcel]) -> list[Parcel]:
@@ -105,6 +122,7 @@ class Publisher:
         self.declared.clear()
         self.unconfirmed.clear()
         if connection is not None:
+            pulse.mark("closing the connection to the broker")
             with contextlib.suppress(Exception):
                 connection.collect(socket_timeout=0.2)
 
@@ -116,10 +134,7 @@ class Publisher:
         self.connection = self.app.connection_for_write(
             connect_timeout=broker.LOOK_TIMEOUT, transport_options=broker.BOUNDED
         )
-        # each given address is tried once, at once
-        broker.sign()
-        tries = 1 + len(self.connection.alt)
-        self.connection.ensure_connection(broker.sign, max_retries=tries, interval_start=0, timeout=3)
+        broker.connect(self.connection, within=CONFIRM_TIMEOUT)
         pulse.mark("opening a channel")
         self.channel = self._channel()
 

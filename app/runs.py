@@ -296,7 +296,8 @@ _RECORD = (
 )
 
 _first = keys.attempts()
-_UNCLAIMED = select(Run.id).join_from(_first, Run, keys.at(_first, {RunState.PENDING}) & Run.published_at.is_(None))
+_published_at = case((_first.c.attempt.is_not(None), Run.published_at))  # asked as `keys.at` asks for the state
+_UNCLAIMED = select(Run.id).join_from(_first, Run, keys.at(_first, {RunState.PENDING}) & _published_at.is_(None))
 
 _sent = keys.attempts(sent_at=DateTime(timezone=True), pack=Uuid())
 _MARK_QUEUED = (
