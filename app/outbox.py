@@ -23,6 +23,10 @@ SENDING = timedelta(seconds=3)
 
 BATCH = 500
 
+VANISHED = 2_000
+"""Runs whose messages a queue lost that are sent again at once. What was sent lately hides what else is lacking until
+the next look, so a few at a time would take long."""
+
 _taken = db.rows("taken", id=Uuid(), slot=DateTime(timezone=True))
 _IS_TAKEN = (Run.id == _taken.c.id) & (Run.scheduled_for == _taken.c.slot)
 
@@ -68,7 +72,7 @@ def count_queued(session: Session) -> dict[str, int]:
     return {row.queue: row.messages for row in session.execute(query.group_by(Run.queue))}
 
 
-def take_vanished(session: Session, queue: str, held: int, limit: int = BATCH) -> list[Message]:
+def take_vanished(session: Session, queue: str, held: int, limit: int = VANISHED) -> list[Message]:
     """Runs of a queue's oldest messages, beyond as many as the broker was seen to have `held`: it may have lost them.
     They are made pending again, as messages.
 

@@ -221,7 +221,7 @@ class Chores:
                     vanished = outbox.take_vanished(session, queue, held)
                 log.info("queue %s lacks %d messages: %d runs are sent again", queue, count - held, len(vanished))
                 again = dispatch.send(self.publisher.publish, vanished)
-                sent, more = sent + again, more or again >= outbox.BATCH
+                sent, more = sent + again, more or again >= outbox.VANISHED
         return Done(sent, more)
 
     def close_incidents(self) -> Done:
