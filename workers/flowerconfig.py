@@ -1,8 +1,8 @@
 """Flower's own configuration file: it starts behind a password or not at all. Read by `flower --conf`, imported by
 nobody."""
 
-import logging
 import sys
+from logging import ERROR, getLogger  # the name of the module itself would be taken for an option
 
 from tornado.options import options
 
@@ -11,4 +11,4 @@ if not (has_password or options.auth):
     sys.exit("punctual: FLOWER_BASIC_AUTH: is required by flower: user:password")
 
 # It asks the workers before the first is there, and warns of each question: its pages show who answers.
-logging.getLogger("flower.inspector").setLevel(logging.ERROR)
+getLogger("flower.inspector").setLevel(ERROR)
