@@ -19,6 +19,9 @@ from app.messages import CALLS_QUEUE, DEAD_LETTERS, DEFAULT_QUEUE
 LOOK_TIMEOUT = 2.0
 """Seconds for a try to connect, where something else waits for it."""
 
+CONNECT_FOR = 3.0
+"""Seconds after which no further address is tried: above LOOK_TIMEOUT, so that a silent one leaves time for another."""
+
 CONNECT_WITHIN = 10.0
 """Seconds for one try at most, with several addresses behind one name."""
 
@@ -166,15 +169,16 @@ def depths(names: Iterable[str]) -> dict[str, int | None]:
 def _look() -> Iterator[Connection]:
     """A connection of its own on which no wait is long."""
     with celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED) as connection:
-        connect(connection, within=LOOK_TIMEOUT)
+        connect(connection)
         yield connection
 
 
-def connect(connection: Connection, *, within: float) -> None:
-    """Tries each address that is given once, at once, for so many seconds in all. Raises the transport's own errors."""
+def connect(connection: Connection) -> None:
+    """Tries each address that is given once, at once, and begins with none after CONNECT_FOR. Raises the transport's
+    own errors."""
     sign()
     again = max(1, len(connection.alt)) - 1
-    connection.ensure_connection(sign, max_retries=again, interval_start=0, timeout=within)
+    connection.ensure_connection(sign, max_retries=again, interval_start=0, timeout=CONNECT_FOR)
 
 
 def sign(*_: Any) -> None:
@@ -195,6 +199,6 @@ def ping() -> None:
     """Raises Unavailable where the broker does not answer."""
     try:
         with celery_app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+            connect(connection)
     except Exception as exc:
         raise errors.Unavailable("The broker is away.") from exc

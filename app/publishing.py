@@ -134,7 +134,7 @@ class Publisher:
         self.connection = self.app.connection_for_write(
             connect_timeout=broker.LOOK_TIMEOUT, transport_options=broker.BOUNDED
         )
-        broker.connect(self.connection, within=CONFIRM_TIMEOUT)
+        broker.connect(self.connection)
         pulse.mark("opening a channel")
         self.channel = self._channel()
 
