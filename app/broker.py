@@ -25,8 +25,14 @@ CONNECT_FOR = 3.0
 CONNECT_WITHIN = 10.0
 """Seconds for one try at most, with several addresses behind one name."""
 
+GOODBYE = 0.3
+"""Seconds for a broker's own goodbye where a connection is closed."""
+
 BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
 """Seconds for each wait there: below those after which a beat's watchdog takes a thread for one that hangs."""
+
+REFUSED_WITHIN = 7.0
+"""Seconds for a question that is answered with no: the driver opens the channel again before it says so."""
 
 CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
 """Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
@@ -169,8 +175,11 @@ def depths(names: Iterable[str]) -> dict[str, int | None]:
 def _look() -> Iterator[Connection]:
     """A connection of its own on which no wait is long."""
     with celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED) as connection:
-        connect(connection)
-        yield connection
+        try:
+            connect(connection)
+            yield connection
+        finally:
+            leave(connection)
 
 
 def connect(connection: Connection) -> None:
@@ -186,10 +195,46 @@ def sign(*_: Any) -> None:
     pulse.mark("connecting to the broker", CONNECT_WITHIN)
 
 
-def _depth(connection: Connection, name: str) -> int | None:
-    pulse.mark("looking at a queue")
+def leave(connection: Connection) -> None:
+    """Closes a connection with all that is on it. The broker may be silent, and is not waited for as at other times.
+    Raises nothing."""
+    pulse.mark("closing the connection to the broker")
+    with contextlib.suppress(Exception), _impatient(connection):
+        connection.collect()
+
+
+@contextlib.contextmanager
+def _impatient(connection: Connection) -> Iterator[None]:
+    wire = getattr(connection.connection, "transport", None) if connection.connected else None
+    with wire.having_timeout(GOODBYE) if wire is not None else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def channel_of(connection: Connection) -> Iterator[Any]:
+    """A channel for one question. Each wait has a sign of its own: they may all be as long as BOUNDED has it.
+
+    Where the connection fails, the channel is not closed: that would be one wait more.
+    """
+    pulse.mark("opening a channel")
+    channel = connection.channel()
+    pulse.mark("asking the broker", REFUSED_WITHIN)
     try:
-        with connection.channel() as channel:
+        yield channel
+    except connection.channel_errors:
+        _close(channel)
+        raise
+    _close(channel)
+
+
+def _close(channel: Any) -> None:
+    pulse.mark("closing a channel")
+    channel.close()
+
+
+def _depth(connection: Connection, name: str) -> int | None:
+    try:
+        with channel_of(connection) as channel:
             return int(queue(name)(channel).queue_declare(passive=True).message_count)
     except connection.channel_errors:
         return None
@@ -198,7 +243,7 @@ def _depth(connection: Connection, name: str) -> int | None:
 def ping() -> None:
     """Raises Unavailable where the broker does not answer."""
     try:
-        with celery_app.connection_for_write() as connection:
-            connect(connection)
+        with _look():
+            pass
     except Exception as exc:
         raise errors.Unavailable("The broker is away.") from exc

@@ -122,9 +122,7 @@ class Publisher:
         self.declared.clear()
         self.unconfirmed.clear()
         if connection is not None:
-            pulse.mark("closing the connection to the broker")
-            with contextlib.suppress(Exception):
-                connection.collect(socket_timeout=0.2)
+            broker.leave(connection)
 
     def _open(self) -> None:
         self.refused = set()
@@ -135,14 +133,15 @@ class Publisher:
             connect_timeout=broker.LOOK_TIMEOUT, transport_options=broker.BOUNDED
         )
         broker.connect(self.connection)
-        pulse.mark("opening a channel")
         self.channel = self._channel()
 
     def _channel(self) -> Any:
         assert self.connection is not None
+        pulse.mark("opening a channel")
         channel = self.connection.channel()
         self.tag = 0
         if self.is_amqp:
+            pulse.mark("asking for confirms")
             channel.confirm_select()
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)
@@ -155,9 +154,8 @@ class Publisher:
         if name in self.declared or _is_others(name):
             return True
         assert self.connection is not None
-        pulse.mark("declaring a queue")
         try:
-            with self.connection.channel() as channel:
+            with broker.channel_of(self.connection) as channel:
                 broker.queue(name)(channel).declare()
         except self.connection.channel_errors as exc:
             log.warning("queue %s cannot be declared, its runs stay pending: %s", name, exc)

@@ -214,6 +214,8 @@ class Chores:
         sent, more = 0, False
         with db.transaction() as session:
             queued = outbox.count_queued(session)
+        if queued and not self.publisher.reaches():
+            return Done()
         for queue, count in queued.items():
             held = broker.depth(queue) or 0
             if count > held:

@@ -143,6 +143,8 @@ def test_quick_runs_that_waited_one_by_one_are_fetched_and_packed_by_the_worker(
     stack, given = one_by_one
     since = at(0)
     quick = register(stack, told("kill", count=700, place=600))
+    # in that order: where a slow one is met, nothing is fetched ahead for a while
+    poll(lambda: stack.depth() >= len(quick), within=60, every=0.2)
     slow = register(stack, [None] * 10, target="sleeper")
     quick += register(stack, told(None, count=200))
     poll(lambda: stack.depth() >= len(quick) + len(slow), within=60, every=0.2)  # a canary may wait there too

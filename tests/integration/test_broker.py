@@ -1,16 +1,21 @@
 """Confirmed publishing on RabbitMQ: what is returned is what the broker has."""
 
 import json
+import os
 import socket
 import struct
+import threading
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from amqp.abstract_channel import AbstractChannel
 
 from app import broker, publishing, pulse, settings
 from app.messages import DEAD_LETTERS, Message, Ticket
+from drill import links
 
 RUNS = {
     "x-queue-type": "quorum",
@@ -62,6 +67,50 @@ def test_a_message_is_an_ordinary_celery_message_with_a_ticket(publisher):
     assert headers["eta"] is headers["expires"] is None
     assert Ticket.decode(headers["punctual"]) == sent.ticket
     assert got.properties["delivery_mode"] == 2
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Of each wait for an answer of RabbitMQ the sign that was given before it."""
+    signs = []
+
+    def wait(channel, *args, **options):
+        signs.append(pulse.last(threading.get_ident()))
+        return usual(channel, *args, **options)
+
+    usual = AbstractChannel.wait
+    monkeypatch.setattr(AbstractChannel, "wait", wait)
+    return signs
+
+
+def test_no_sign_stands_for_more_waits_for_the_broker_than_it_may_last(publisher, waits):
+    """As it may fall silent at any of them, and each is nearly as long as a beat may stand still."""
+    publisher.close()
+    publisher.reaches()
+    publisher.reaches()
+    assert len(publisher.publish([message("test.new"), message()])) == 2
+    depths = broker.depths(["default", "test.new", "test.none"])
+    assert [name for name, depth in depths.items() if depth is None] == ["test.none"]
+    publisher.close()
+    broker.ping()
+    assert len(waits) > 15
+    for sign, times in Counter(waits).items():
+        assert times * max(broker.BOUNDED.values()) < sign.within, sign
+    with broker.celery_app.connection_for_write() as connection:
+        connection.default_channel.queue_delete("test.new")
+
+
+def test_a_connection_is_left_at_once_though_the_broker_is_silent(publisher):
+    link, url = links.server(os.environ["BROKER_URL"])
+    connection = broker.celery_app.connection_for_write(url, transport_options=broker.BOUNDED)
+    broker.connect(connection)
+    assert connection.default_channel.is_open
+    with link.silent():
+        began = time.monotonic()
+        broker.leave(connection)
+        assert time.monotonic() - began < 2
+    assert not connection.connected
+    link.close()
 
 
 def test_a_queue_that_is_gone_returns_its_messages_and_is_declared_again(publisher):

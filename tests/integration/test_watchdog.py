@@ -178,7 +178,7 @@ def test_no_beat_ends_because_its_stores_are_away(beat, eventually, fault):
     database, cache, broker = (getattr(link, fault)() for link in beat.links)
     with database, cache, broker:
         time.sleep(20)
-        assert beat.poll() is None
+        assert beat.poll() is None, beat.log()
         assert beat.health()["role"] == "standby"
     eventually(lambda: leads(beat), within=20)
     assert "hangs in" not in beat.log()
