@@ -22,17 +22,17 @@ LOOK_TIMEOUT = 2.0
 CONNECT_FOR = 3.0
 """Seconds after which no further address is tried: above LOOK_TIMEOUT, so that a silent one leaves time for another."""
 
-CONNECT_WITHIN = 10.0
-"""Seconds for one try at most, with several addresses behind one name."""
-
 GOODBYE = 0.3
 """Seconds for a broker's own goodbye where a connection is closed."""
 
 BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
-"""Seconds for each wait there: below those after which a beat's watchdog takes a thread for one that hangs."""
+"""Seconds for each wait there."""
 
-REFUSED_WITHIN = 7.0
-"""Seconds for a question that is answered with no: the driver opens the channel again before it says so."""
+ANSWER_WITHIN = 6.0
+"""Seconds after which a beat's watchdog takes such a wait for a hang: a busy machine is late to see that it is over."""
+
+CONNECT_WITHIN = 12.0
+"""The same for one try to connect, which may go through several addresses behind one name."""
 
 CONSUMER_TIMEOUT_MS = 26 * 3600 * 1000
 """Above the longest timeout of a task, so that RabbitMQ does not take a long run away from its worker."""
@@ -190,6 +190,11 @@ def connect(connection: Connection) -> None:
     connection.ensure_connection(sign, max_retries=again, interval_start=0, timeout=CONNECT_FOR)
 
 
+def waits(step: str, times: int = 1) -> None:
+    """A wait begins that is as long as BOUNDED has it, or so many of them."""
+    pulse.mark(step, times * ANSWER_WITHIN)
+
+
 def sign(*_: Any) -> None:
     """A try to connect begins, the first or one after another failed. It goes through all addresses of a name."""
     pulse.mark("connecting to the broker", CONNECT_WITHIN)
@@ -198,7 +203,7 @@ def sign(*_: Any) -> None:
 def leave(connection: Connection) -> None:
     """Closes a connection with all that is on it. The broker may be silent, and is not waited for as at other times.
     Raises nothing."""
-    pulse.mark("closing the connection to the broker")
+    waits("closing the connection to the broker")
     with contextlib.suppress(Exception), _impatient(connection):
         connection.collect()
 
@@ -212,13 +217,10 @@ def _impatient(connection: Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def channel_of(connection: Connection) -> Iterator[Any]:
-    """A channel for one question. Each wait has a sign of its own: they may all be as long as BOUNDED has it.
-
-    Where the connection fails, the channel is not closed: that would be one wait more.
-    """
-    pulse.mark("opening a channel")
+    """A channel for one question. Where the connection fails it is not closed, which would be one wait more."""
+    waits("opening a channel")
     channel = connection.channel()
-    pulse.mark("asking the broker", REFUSED_WITHIN)
+    waits("asking the broker", 2)  # where the answer is no, the driver opens the channel again before it says so
     try:
         yield channel
     except connection.channel_errors:
@@ -228,7 +230,7 @@ def channel_of(connection: Connection) -> Iterator[Any]:
 
 
 def _close(channel: Any) -> None:
-    pulse.mark("closing a channel")
+    waits("closing a channel")
     channel.close()
 
 

@@ -78,7 +78,7 @@ class Publisher:
         was_away = self.ask_at > 0
         try:
             self._open()
-            pulse.mark("asking the broker")
+            broker.waits("asking the broker")
             if self.is_amqp:
                 self.channel.confirm_select()  # once more: nothing changes, and it is answered
         except Exception as exc:  # noqa: BLE001 - each transport has errors of its own
@@ -137,11 +137,11 @@ class Publisher:
 
     def _channel(self) -> Any:
         assert self.connection is not None
-        pulse.mark("opening a channel")
+        broker.waits("opening a channel")
         channel = self.connection.channel()
         self.tag = 0
         if self.is_amqp:
-            pulse.mark("asking for confirms")
+            broker.waits("asking for confirms")
             channel.confirm_select()
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)
@@ -236,7 +236,7 @@ class Publisher:
 
     def _confirm(self) -> None:
         """Waits until each message sent on this channel is confirmed or refused. Raises after CONFIRM_TIMEOUT."""
-        pulse.mark("waiting for confirms")
+        broker.waits("waiting for confirms")
         deadline = time.monotonic() + CONFIRM_TIMEOUT
         while self.unconfirmed:
             left = deadline - time.monotonic()
@@ -290,7 +290,7 @@ class _Gathered:
     def flush(self) -> None:
         """Raises where a broker that reads no more does not take all of it in time. The driver's own bound is one for
         each part that goes out: the whole would take longer than a beat may stand still."""
-        pulse.mark("publishing")
+        broker.waits("publishing")
         frames, self.frames = self.frames, bytearray()
         with self.driver.transport.having_timeout(broker.BOUNDED["write_timeout"]):
             self.driver.transport.write(frames)

@@ -29,7 +29,7 @@ HANGS = 70
 LAST_WORDS = 0.25
 """Seconds for the log line; what hangs may hold the lock of the log itself."""
 
-PG_WAIT = db.PATIENCE * 1.1 + 1
+PG_WAIT = db.PATIENCE * 1.1 + 2
 """PostgreSQL's waits end by themselves a little after PATIENCE, by db.Guard."""
 
 log = logging.getLogger(__name__)
