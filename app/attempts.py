@@ -131,11 +131,17 @@ def rescue_lost(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()
+    return end_lost(session, lost, LOST)
+
+
+def end_lost(session: Session, lost: Sequence[Any], error: dict[str, Any]) -> tuple[int, int]:
+    """Ends attempts, each a locked run with its task, of which nobody will tell how they ended. Returns how many are
+    tried again, and how many failed for good."""
     again, others = _parted(lost)
     if again:
-        _try_again(session, again)
+        _try_again(session, again, error)
     ended = [
-        end_attempt(session, keys.ticket(run), task, Reason.LOST, LOST, delay=timedelta(0))
+        end_attempt(session, keys.ticket(run), task, Reason.LOST, error, delay=timedelta(0))
         for run, task in sorted(others, key=lambda pair: pair[1].id)  # two beats that report or pause cannot deadlock
     ]
     return len(again) + ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
@@ -152,22 +158,22 @@ def give_back(session: Session, tickets: Sequence[Ticket]) -> int:
 
 
 def _parted(lost: Iterable[Any]) -> tuple[list[Ticket], list[Any]]:
-    """Of runs that lost their worker, each with its task, those that are certain to be tried again, and the others."""
+    """Of lost runs, each with its task, those that are certain to be tried again, and the others."""
     again, others = [], []
     for run, task in lost:
         # one that was claimed in a pack may never have begun: it must be tried, however few attempts its task allows
-        is_certain = run.attempt < task.max_attempts or run.attempt_started_at is None
-        if is_certain and run.cancel_reason is None:
+        never_begun = run.state == RunState.RUNNING and run.attempt_started_at is None
+        if (run.attempt < task.max_attempts or never_begun) and run.cancel_reason is None:
             again.append(keys.ticket(run))
         else:
             others.append((run, task))
     return again, others
 
 
-def _try_again(session: Session, tickets: Sequence[Ticket]) -> None:
+def _try_again(session: Session, tickets: Sequence[Ticket], error: dict[str, Any]) -> None:
     """All that a worker with packs in its hands has lost goes on together: one by one it would take seconds."""
-    _keep(session, tickets, LOST, _outcome(Reason.LOST))
-    db.execute(session, _TRY_AGAIN, keys.given(tickets) | {"an_error": LOST})
+    _keep(session, tickets, error, _outcome(Reason.LOST))
+    db.execute(session, _TRY_AGAIN, keys.given(tickets) | {"an_error": error})
     moves.tell_after(session, tickets, RunState.RETRYING, Reason.LOST)
 
 

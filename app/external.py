@@ -4,6 +4,7 @@ Such a run stands `queued` from its sending to its answer. When it started is no
 attempt's number fences out the late answer of an earlier attempt.
 """
 
+from collections import defaultdict
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,9 @@ from app import attempts, keys, moves, settings
 from app.messages import EXTERNAL_GRACE, Ticket
 from app.models import Run, Task
 from app.states import CLAIMABLE, Reason, RunState
+
+ANSWER_GRACE = timedelta(seconds=10)
+"""For the hard limit, and for the answer's way back."""
 
 BATCH = 500
 
@@ -54,19 +58,16 @@ def give_up(session: Session, limit: int = BATCH) -> tuple[int, int]:
         .limit(limit)
         .with_for_update(of=Run, skip_locked=True)
     ).all()
-    ended = [
-        attempts.end_attempt(session, keys.ticket(run), task, Reason.LOST, _silence(run), delay=timedelta(0))
-        for run, task in sorted(silent, key=lambda pair: pair[1].id)  # as `attempts.rescue_lost` does
-    ]
-    return ended.count(RunState.RETRYING), ended.count(RunState.FAILED)
+    by_queue: dict[str, list[Any]] = defaultdict(list)
+    for run, task in silent:
+        by_queue[run.queue].append((run, task))
+    # in one order in every beat, as within them: two that report or pause cannot deadlock
+    ended = [attempts.end_lost(session, lost, _silence(queue)) for queue, lost in sorted(by_queue.items())]
+    return sum(again for again, _ in ended), sum(dead for _, dead in ended)
 
 
-ANSWER_GRACE = timedelta(seconds=10)
-"""For the hard limit, and for the answer's way back."""
-
-
-def _silence(run: Run) -> dict[str, Any]:
-    message = f"No answer came from the app that owns the queue {run.queue}."
+def _silence(queue: str) -> dict[str, Any]:
+    message = f"No answer came from the app that owns the queue {queue}."
     return {"type": "NoAnswer", "message": message, "traceback": None}
 
 

@@ -1,5 +1,5 @@
 """Beats that do all that beats do to fire: they hold leases, mirror, ring, and audit. Theirs is the real code of
-`beat.scheduler`, `beat.entries`, `beat.leases`, `beat.chores`, `app.dispatch` and all that these call.
+`beat.scheduler`, `beat.mirror`, `beat.entries`, `beat.leases`, `beat.chores`, `app.dispatch` and all that these call.
 
 Left out are the chores that fire nothing and send nothing new, the watchdog, and workers: a run is executed 50 ms after
 its message came.

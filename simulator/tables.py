@@ -16,7 +16,7 @@ from sqlalchemy import Update
 
 from app import db, dispatch, incidents, outbox, runs, summaries
 from app.states import OPEN, RunState, TaskState
-from beat import scheduler
+from beat import mirror
 from simulator.postgresql_model import Given, Server, Transaction
 from simulator.world import World
 
@@ -65,9 +65,9 @@ class Tables(Server):
             runs._MARK_QUEUED: self._mark_queued,  # noqa: SLF001
             outbox._LOCK_PENDING: self._lock_pending,  # noqa: SLF001
             outbox._TAKEN: self._taken,  # noqa: SLF001
-            scheduler._CHANGED: self._changed,  # noqa: SLF001
-            scheduler._MARK_MIRRORED: self._mark_mirrored,  # noqa: SLF001
-            scheduler._REBUILD: self._rebuild,  # noqa: SLF001
+            mirror._CHANGED: self._changed,  # noqa: SLF001
+            mirror._MARK_MIRRORED: self._mark_mirrored,  # noqa: SLF001
+            mirror._REBUILD: self._rebuild,  # noqa: SLF001
             summaries._REOPEN: lambda _tx, _given: [],  # noqa: SLF001 - the overview's, at which nobody looks here
             incidents._REPORT: lambda _tx, _given: [],  # noqa: SLF001 - likewise
         }

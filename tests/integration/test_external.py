@@ -188,6 +188,20 @@ def test_an_answer_that_never_comes_is_given_up_after_the_timeout_and_a_grace(se
     assert "billing" in run.error["message"]
 
 
+def test_all_that_an_absent_app_leaves_unanswered_goes_on_by_a_few_statements(create, postbox, statements):
+    """One by one, what it was sent while it was away would take longer than a transaction may."""
+    fire(postbox.publish, [create(retry=retry(2)).id for _ in range(30)])
+    tickets = [message.ticket for message in postbox.sent]
+    for ticket in tickets:
+        age(ticket, TIMEOUT + EXTERNAL_GRACE + external.ANSWER_GRACE)
+    with statements() as seen:
+        assert give_up() == (30, 0)
+    assert len(seen) <= 4
+    assert {(reread(ticket).state, reread(ticket).error["type"]) for ticket in tickets} == {
+        (RunState.RETRYING, "NoAnswer")
+    }
+
+
 def test_one_of_our_own_runs_is_never_given_up(sent):
     age(sent(target="debug.echo").ticket, timedelta(days=1))
     assert give_up() == (0, 0)

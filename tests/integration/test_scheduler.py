@@ -10,7 +10,7 @@ from stores import ROOT
 
 from app import db, errors, outbox, settings, tasks
 from app.models import Run, Task
-from beat import entries, scheduler
+from beat import entries, mirror, scheduler
 from beat.chores import Chores, Done
 from beat.main import celery_app
 from beat.scheduler import PunctualScheduler
@@ -178,7 +178,7 @@ def test_an_emptied_redis_is_filled_again_at_the_next_ticks(beat, fields, redis_
 def test_a_rebuild_goes_in_batches_the_soonest_first_and_rings_between_them(
     beat, fields, postbox, redis_client, monkeypatch
 ):
-    monkeypatch.setattr(scheduler, "REBUILD_BATCH", 2)
+    monkeypatch.setattr(mirror, "REBUILD_BATCH", 2)
     far = [once(fields, 3600 + n) for n in range(4)]
     with db.transaction() as session:
         session.execute(update(Task).values(mirrored_version=Task.version))
@@ -243,7 +243,7 @@ def test_a_beat_that_alone_does_not_reach_postgresql_leaves_its_buckets_to_anoth
         ping()
 
     monkeypatch.setattr(db, "ping", unreachable)
-    monkeypatch.setattr(cut_off, "_mirror", unreachable)
+    monkeypatch.setattr(cut_off.mirror, "turn", unreachable)
 
     def tick():
         nonlocal is_cut

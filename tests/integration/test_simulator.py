@@ -16,7 +16,7 @@ from app import db, dispatch, keys, outbox, runs, tasks
 from app.messages import Ticket
 from app.models import Task
 from app.states import TaskState
-from beat import entries, scheduler
+from beat import entries, mirror
 from simulator.postgresql_model import Transaction
 from simulator.redis_model import RedisModel
 from simulator.tables import Tables
@@ -237,17 +237,17 @@ class History:
             both.end(keep=self.chance.random() < 0.8)
 
     def mirror(self, begin):
-        rows = begin(alone=True).execute(scheduler._CHANGED, db.arrays("held", bucket=[0, 2]) | {"share": 2})
+        rows = begin(alone=True).execute(mirror._CHANGED, db.arrays("held", bucket=[0, 2]) | {"share": 2})
         yield True
         done = db.arrays(
             "done", id=[row.id for row in rows], version=[row.version + self.chance.choice([0, 0, 1]) for row in rows]
         )
-        begin(alone=True).execute(scheduler._MARK_MIRRORED, done)
+        begin(alone=True).execute(mirror._MARK_MIRRORED, done)
 
     def rebuild(self, begin):
-        at, task_id = self.chance.choice([scheduler.BEGINNING, (SLOT + timedelta(seconds=2), self.ids[2])])
+        at, task_id = self.chance.choice([mirror.BEGINNING, (SLOT + timedelta(seconds=2), self.ids[2])])
         begin(alone=True).execute(
-            scheduler._REBUILD,
+            mirror._REBUILD,
             {"buckets": [0, 1], "after_at": at, "after_id": task_id} | {"limit": self.chance.randint(1, 4)},
         )
         yield True

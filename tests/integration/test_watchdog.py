@@ -20,7 +20,7 @@ from drill import links
 
 HUNG = """
 import time
-from beat import chores, scheduler
+from beat import chores, mirror
 def hang(*_):
     print("hanging", flush=True)
     time.sleep(60)
@@ -30,7 +30,7 @@ celery_app.start(["beat"])
 """
 
 SABOTAGE = {
-    "tick": "scheduler.PunctualScheduler._mirror = hang",
+    "tick": "mirror.Mirror.turn = hang",
     "chores": "chores.Chores.fire_overdue = hang",
     "chores' end": "chores.Chores.turn = lambda *_: exit()",
 }
