@@ -1,6 +1,6 @@
 """The stores of a machine that has none: PostgreSQL and Redis from wheels, under a data folder.
 
-As a command, `python -m deploy.embedded [--data DIR] -- COMMAND…` runs a command with them.
+As a command, `python -m deploy.embedded [--data DIR] [--scratch] -- COMMAND…` runs a command with them.
 """
 
 import argparse
@@ -45,8 +45,11 @@ STALE_AFTER = 60.0
 
 
 @contextmanager
-def stores(data: Path, *, want: Collection[str] = ("database", "redis")) -> Iterator[dict[str, str]]:
-    """Yields the URLs of the stores that the environment does not name, and holds `data` for this process.
+def stores(
+    data: Path, *, want: Collection[str] = ("database", "redis"), scratch: bool = False
+) -> Iterator[dict[str, str]]:
+    """Yields the URLs of the stores that the environment does not name, and holds `data` for this process. `scratch`:
+    what they keep need not survive the machine.
 
     Raises StartError, also where another process holds `data`.
     """
@@ -56,7 +59,9 @@ def stores(data: Path, *, want: Collection[str] = ("database", "redis")) -> Iter
         processes.end_leftovers(data)
         urls = {}
         if "DATABASE_URL" in missing:
-            urls["DATABASE_URL"] = stack.enter_context(postgresql.running(data))
+            urls["DATABASE_URL"] = stack.enter_context(
+                postgresql.running(data, **(postgresql.SCRATCH if scratch else {}))
+            )
         if REDIS_DATABASES.keys() & missing:
             base = stack.enter_context(_redis(data))
             urls |= {name: f"{base}/{number}" for name, number in REDIS_DATABASES.items() if name in missing}
@@ -134,9 +139,9 @@ def _remove_stale(folder: Path) -> None:
             postgresql.remove(folder.resolve())
 
 
-def run(command: Sequence[str], data: Path) -> int:
+def run(command: Sequence[str], data: Path, *, scratch: bool = False) -> int:
     """Runs a command with the stores that its environment lacks; returns its exit code as a shell would."""
-    with stores(data) as urls:
+    with stores(data, scratch=scratch) as urls:
         env = os.environ | urls | {processes.MARK: str(data.resolve())}
         with subprocess.Popen(command, env=env) as process:
             _pass_on(process)
@@ -156,9 +161,10 @@ def _pass_on(process: "subprocess.Popen[bytes]") -> None:
 
 def main() -> int:
     """The command line."""
-    usage = "python -m deploy.embedded [--data DIR] -- COMMAND…"
+    usage = "python -m deploy.embedded [--data DIR] [--scratch] -- COMMAND…"
     parser = argparse.ArgumentParser(usage=usage, description="Runs a command with the stores it lacks.")
     parser.add_argument("--data", type=Path, help="where the stores keep their data (default: a temporary folder)")
+    parser.add_argument("--scratch", action="store_true", help="for data that need not survive the machine: quicker")
     # parted here, not by argparse, which would take a second `--` from the command
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
@@ -168,7 +174,7 @@ def main() -> int:
     processes.interrupt_on_signal()
     try:
         with ExitStack() as stack:
-            return run(command, given.data or stack.enter_context(temporary()))
+            return run(command, given.data or stack.enter_context(temporary()), scratch=given.scratch)
     except (StartError, OSError) as exc:  # OSError: a folder that is another account's, a full disk
         print(f"punctual: {exc}", file=sys.stderr)
         return 1

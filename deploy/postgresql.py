@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -40,6 +40,9 @@ SOCKET_PATH_BYTES = 103
 
 START_WITHIN = 60.0  # recovery after a crash may take a while
 SETTINGS = {"listen_addresses": "", "unix_socket_permissions": "0700", "max_connections": "200"}
+SCRATCH = {"fsync": "off"}
+"""For data that need not survive the machine: to drop a database waits until the disk has every file of all others,
+which took minutes of a busy one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +67,9 @@ class Server:
 
 
 @contextmanager
-def running(data: Path) -> Iterator[str]:
+def running(data: Path, **settings: str) -> Iterator[str]:
     """Yields the URL of the database. Whoever calls this holds `data`."""
-    with prepared(data) as server:
+    with prepared(data, **settings) as server:
         keeper = processes.Keeper(server.program, processes.tell)
         try:
             keeper.start()
@@ -77,7 +80,7 @@ def running(data: Path) -> Iterator[str]:
 
 
 @contextmanager
-def prepared(data: Path) -> Iterator[Server]:
+def prepared(data: Path, **settings: str) -> Iterator[Server]:
     """Makes the data where there is none, and yields what runs on it. Whoever calls this holds `data`."""
     folder = data / FOLDER
     account = _account(folder)
@@ -88,7 +91,9 @@ def prepared(data: Path) -> Iterator[Server]:
         _initialise(folder, programs, account)
     with _socket_folder(folder, account) as sockets:
         yield Server(
-            program=_program(folder, programs, account, sockets),
+            program=_program(
+                folder, programs, account, SETTINGS | settings | {"unix_socket_directories": f'"{sockets}"'}
+            ),
             is_ready=lambda: _has_database(sockets),
             url=_url(sockets),
         )
@@ -203,10 +208,9 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", processes.MARK: str(folder.parent)}
 
 
-def _program(folder: Path, programs: Path, account: Account, sockets: Path) -> processes.Program:
+def _program(folder: Path, programs: Path, account: Account, settings: Mapping[str, str]) -> processes.Program:
     log = folder.parent / "postgresql.log"
     log.unlink(missing_ok=True)
-    settings = SETTINGS | {"unix_socket_directories": f'"{sockets}"'}
     return processes.Program(
         name="PostgreSQL",
         argv=[

@@ -165,7 +165,8 @@ def no_broker(database, monkeypatch):
     """From here on the broker is away."""
     from app import broker  # noqa: PLC0415
 
-    monkeypatch.setattr(broker.celery_app.conf, "broker_write_url", f"amqp://127.0.0.1:{DEAD_PORT}//")
+    for way in ("broker_read_url", "broker_write_url"):
+        monkeypatch.setattr(broker.celery_app.conf, way, f"amqp://127.0.0.1:{DEAD_PORT}//")
 
 
 def _away(monkeypatch, name, url):
