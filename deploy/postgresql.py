@@ -91,9 +91,7 @@ def prepared(data: Path, **settings: str) -> Iterator[Server]:
         _initialise(folder, programs, account)
     with _socket_folder(folder, account) as sockets:
         yield Server(
-            program=_program(
-                folder, programs, account, SETTINGS | settings | {"unix_socket_directories": f'"{sockets}"'}
-            ),
+            program=_program(folder, programs, account, sockets, settings),
             is_ready=lambda: _has_database(sockets),
             url=_url(sockets),
         )
@@ -208,16 +206,19 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", processes.MARK: str(folder.parent)}
 
 
-def _program(folder: Path, programs: Path, account: Account, settings: Mapping[str, str]) -> processes.Program:
+def _program(
+    folder: Path, programs: Path, account: Account, sockets: Path, settings: Mapping[str, str]
+) -> processes.Program:
     log = folder.parent / "postgresql.log"
     log.unlink(missing_ok=True)
+    given = {**SETTINGS, **settings, "unix_socket_directories": f'"{sockets}"'}
     return processes.Program(
         name="PostgreSQL",
         argv=[
             str(programs / "postgres"),
             *("-D", str(folder)),
             *("-p", str(PORT)),
-            *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
+            *(word for name, value in given.items() for word in ("-c", f"{name}={value}")),
         ],
         cwd=folder,
         env=_environment(folder),

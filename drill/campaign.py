@@ -48,6 +48,8 @@ class Plan:
     between: float = 4.0
     """Seconds between two hits; in the full campaign each fault says it itself."""
     per_second: float = 20.0
+    promise: float = PROMISE
+    """Seconds after which a run is late."""
     most: int = 2
     """Hits of one fault, where it is not the full campaign."""
 
@@ -147,7 +149,7 @@ def attack(current: Stack, fault: Fault, plan: Plan, drawn: random.Random, tell:
             _commit(site, fault, plan, tell, result)
             result.restarts = current.ends() - ends
             time.sleep(plan.quiet)
-            result.verdict = _judge(current, workload, seen, result)
+            result.verdict = _judge(current, workload, seen, result, plan.promise)
         except Exception as exc:  # noqa: BLE001 - a fault that cannot be committed must not end the campaign
             result.broken.append(f"{type(exc).__name__}: {exc}")
         finally:
@@ -180,7 +182,7 @@ def _await_burst(site: Site) -> None:
     time.sleep(max(0.0, (at - _now()).total_seconds()) + site.random.uniform(0, 0.3))
 
 
-def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Result) -> Verdict:
+def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Result, promise: float) -> Verdict:
     """Judges the slots up to now: when all have ended, or after PATIENCE."""
     asked = _now()
     slots = oracle.slots(workload.history, asked)
@@ -194,10 +196,10 @@ def _judge(current: Stack, workload: Workload, seen: witness.Witness, result: Re
     # after the starts: none of them may be without the row that was claimed before it
     result.rows = ledger.read(current.record_url, workload.prefix)
     result.calls = workload.history.calls
-    until = max(_now(), asked + timedelta(seconds=PROMISE))  # what was due when it was asked has ended, or had its time
+    until = max(_now(), asked + timedelta(seconds=promise))  # what was due when it was asked has ended, or had its time
     # up to a moment that no row can have reached, as a row without a slot is an offence
     slots = oracle.slots(workload.history, until + timedelta(seconds=1))
-    return checker.check(slots, result.rows, result.starts, faults=result.committed, bound=PROMISE, until=until)
+    return checker.check(slots, result.rows, result.starts, faults=result.committed, bound=promise, until=until)
 
 
 def _open(rows: Sequence[Row], wanted: set[Key], asked: datetime) -> set[Key]:

@@ -30,7 +30,7 @@ def replica():
     except StartError as exc:
         need(str(exc), there=False)
     need(f"the programs of PostgreSQL {version}", there=str(version) in _version(program))
-    with embedded.temporary() as data:
+    with embedded.temporary() as data, processes.hold(data):
         folder = data / postgresql.FOLDER
         whence = make_url(plain(GIVEN["DATABASE_URL"])).set(database=None).render_as_string(hide_password=False)
         argv = [backup, f"--dbname={whence}", f"--pgdata={folder}", "--write-recovery-conf", "--checkpoint=fast"]
@@ -45,7 +45,7 @@ def replica():
         account = postgresql._account(folder)
         if account.is_other:
             postgresql._open_way(folder, program.parent)
-        server = postgresql._program(folder, program.parent, account, folder)
+        server = postgresql._program(folder, program.parent, account, folder, postgresql.SCRATCH)
         keeper = processes.Keeper(server, processes.tell)
         url = make_url(postgresql._url(folder)).set(database="postgres").render_as_string()
         try:

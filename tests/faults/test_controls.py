@@ -202,12 +202,12 @@ def test_a_delay_of_eleven_seconds_is_reported_as_late(scene):
     scene.register(now())
     courier = Courier(holds=1)
     scene.fire(courier)
-    poll(lambda: now() > scene.calls[0].answered_at + timedelta(seconds=11), within=15)
+    poll(lambda: now() > scene.calls[-1].answered_at + timedelta(seconds=11), within=20)
     for message in courier.held:
         courier.deliver(message)
     verdict = scene.verdict()
     assert verdict.counts == {Offence.LATE: 1}
-    assert 11 <= verdict.worst < 15
+    assert 11 <= verdict.worst < 20
     assert not verdict.valid
 
 
@@ -316,15 +316,15 @@ def ahead(seconds):
 
 
 def test_stock_redbeat_whose_leader_is_paused_is_reported_as_executing_twice(seen, stocked):
-    count = 150
+    count = 500
     leader = stocked.leader("one", "other")
-    prefix, history = stocked.enter(stocked.shared, seen.url, [ahead(2)] * count)
-    poll(lambda: seen.starts(prefix), within=20, every=0.005)
+    prefix, history = stocked.enter(stocked.shared, seen.url, [ahead(8)] * count)
+    poll(lambda: seen.starts(prefix), within=30, every=0.005)
     leader.send_signal(signal.SIGSTOP)  # in the midst of its batch
     # its lock runs out, and the standby sends the rest; one may be in the leader's hands
-    poll(lambda: len({start.task for start in seen.starts(prefix)}) >= count - 1, within=20)
+    poll(lambda: len({start.task for start in seen.starts(prefix)}) >= count - 1, within=40)
     leader.send_signal(signal.SIGCONT)
-    poll(lambda: len(seen.starts(prefix)) > count, within=10)
+    poll(lambda: len(seen.starts(prefix)) > count, within=30)
     poll(lambda: leader.poll() is not None, within=20)  # that is how stock ends once it sees that its lock is gone
     verdict = judge(seen, prefix, history)
     print(f"\nstock, a leader paused past its lock: {verdict.doubled} of {count} executed twice")

@@ -13,7 +13,7 @@ from stores import BY_HAND, GIVEN, need
 from drill import campaign, faults, releases, report, stack, stores, strikes
 from drill.faults import Bound, Fault
 
-PLAN = campaign.Plan(full=False, lead=3, quiet=2, between=2.5, most=99, per_second=10)
+PLAN = campaign.Plan(full=False, lead=3, quiet=2, between=2.5, most=99, per_second=10, promise=30)
 ROWS = {fault.name: fault for fault in (*faults.SINGLE, *faults.UPGRADES)}
 
 

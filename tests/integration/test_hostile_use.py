@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -460,7 +461,8 @@ def test_probes_by_the_hundred_are_one_look_a_second(app, monkeypatch):
     looks = []
     monkeypatch.setattr(health, "answers", lambda ping: looks.append(ping) or True)
     health.away.forget()
+    began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: app.test_client().get("/readyz").status_code, range(100)))
     assert found == {200}
-    assert len(looks) <= 2 * len(health.STORES)
+    assert len(looks) <= (time.monotonic() - began + 1) * len(health.STORES)

@@ -154,7 +154,7 @@ def test_a_failure_while_its_incident_is_being_closed_is_not_lost(task, eventual
         with db.transaction() as session:
             assert recoveries.close(session)[1] == 1
             failing = pool.submit(fail, manual(task))
-            eventually(is_waited, within=2)
+            eventually(is_waited, within=2.8)  # a lock is waited for for 3 s
         assert failing.result(10) == RunState.FAILED
     assert [each.closed_at is None for each in found()] == [False, True]
 

@@ -164,11 +164,12 @@ def test_a_run_that_was_cancelled_is_not_called(packed):
     assert states(pack) == ["succeeded", "cancelled", "succeeded"]
 
 
-def test_a_run_over_its_limit_times_out_by_itself(packed):
+def test_a_run_over_its_limit_times_out_by_itself(packed, monkeypatch):
+    monkeypatch.setattr(messages, "BEGIN_WITHIN", timedelta(minutes=1))
     pack = packed({}, {"seconds": 30}, {}, timeout=timedelta(seconds=1))
     began = time.monotonic()
     work_packs.work(pack, WORKER)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert states(pack) == ["succeeded", "failed", "succeeded"]
     assert reread(pack)[1].reason == Reason.TIMEOUT
 

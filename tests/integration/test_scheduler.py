@@ -87,6 +87,7 @@ def test_what_was_sent_is_marked_a_while_later(beat, fields, postbox, redis_clie
             return set(session.scalars(select(Run.state)))
 
     monkeypatch.setattr(scheduler, "MARK_EVERY", 0)
+    monkeypatch.setattr(scheduler, "MARK_AFTER", 3600)
     create(fields, schedule={"type": "now"})
     beat.tick()
     beat.tick()

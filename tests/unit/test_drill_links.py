@@ -88,9 +88,12 @@ def test_a_slow_link_is_slow_both_ways(echo, client):
         begin = time.monotonic()
         assert says(client, b"slowly") == b"slowly"
         assert time.monotonic() - begin >= 0.4
-    begin = time.monotonic()
-    assert says(client, b"quickly") == b"quickly"
-    assert time.monotonic() - begin < 0.4
+    taken = []
+    for _ in range(5):
+        begin = time.monotonic()
+        assert says(client, b"quickly") == b"quickly"
+        taken.append(time.monotonic() - begin)
+    assert min(taken) < 0.4
 
 
 @pytest.mark.parametrize(
