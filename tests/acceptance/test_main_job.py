@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from datetime import timedelta
 
 import httpx
 from stack import at, parse
@@ -31,12 +32,12 @@ def test_a_one_time_task_runs_at_its_time_and_its_run_can_be_read(stack, task_of
 
 
 def test_a_task_for_now_runs_now(stack, task_of):
-    [run] = stack.ended(task_of(schedule={"type": "now"}), within=5)
+    [run] = stack.ended(task_of(schedule={"type": "now"}))
     assert run["state"] == "succeeded"
 
 
 def test_a_one_time_task_in_the_past_runs_at_once(stack, task_of):
-    [run] = stack.ended(task_of(schedule={"type": "once", "at": at(-3600)}), within=5)
+    [run] = stack.ended(task_of(schedule={"type": "once", "at": at(-3600)}))
     assert run["state"] == "succeeded"
 
 
@@ -55,8 +56,8 @@ def test_a_cron_task_runs_on_the_minute(stack, task_of):
 
 
 def test_a_rule_runs_on_its_occurrences(stack, task_of):
-    task = task_of(schedule={"type": "rrule", "rule": "FREQ=SECONDLY;INTERVAL=2;COUNT=3", "starts": at(2)})
-    found = slots(stack.ended(task, 3))
+    task = task_of(schedule={"type": "rrule", "rule": "FREQ=SECONDLY;INTERVAL=2;COUNT=3", "starts": at(6)})
+    found = slots(stack.ended(task, 3, within=30))
     assert [(b - a).total_seconds() for a, b in itertools.pairwise(found)] == [2.0] * 2
 
 
@@ -64,7 +65,7 @@ def test_a_run_on_demand_has_its_own_arguments(stack, task_of):
     task = task_of(kwargs={"n": 1}, schedule={"type": "interval", "every": 3600})
     answer = stack.api.post(f"/tasks/{task['id']}/run", json={"kwargs": {"n": 2}})
     assert answer.status_code == httpx.codes.ACCEPTED
-    [run] = stack.ended(task, within=5)
+    [run] = stack.ended(task)
     assert (run["trigger"], run["result"]["kwargs"]) == ("manual", {"n": 2})
 
 
@@ -102,26 +103,26 @@ def test_a_waiting_run_that_was_cancelled_never_starts(stack, task_of):
 
 
 def test_a_task_changed_before_its_slot_acts_as_changed(stack, task_of):
-    task = task_of(kwargs={"n": 1}, schedule={"type": "once", "at": at(2.5)})
+    task = task_of(kwargs={"n": 1}, schedule={"type": "once", "at": at(8)})
     answer = stack.api.patch(f"/tasks/{task['id']}", json={"kwargs": {"n": 2}})
     assert answer.status_code == httpx.codes.OK
-    [run] = stack.ended(task)
+    [run] = stack.ended(task, within=30)
     assert run["result"]["kwargs"] == {"n": 2}
 
 
 def test_a_task_moved_before_its_slot_runs_at_the_new_one_only(stack, task_of):
-    task = task_of(schedule={"type": "once", "at": at(2.2)})
-    later = at(4)
+    task = task_of(schedule={"type": "once", "at": at(8)})
+    later = at(12)
     stack.api.patch(f"/tasks/{task['id']}", json={"schedule": {"type": "once", "at": later}})
-    [run] = stack.ended(task)
+    [run] = stack.ended(task, within=30)
     assert abs((parse(run["scheduled_for"]) - parse(later)).total_seconds()) < 0.001
 
 
 def test_a_task_paused_or_deleted_before_its_slot_does_not_run(stack, task_of):
-    paused, deleted, witness = (task_of(schedule={"type": "once", "at": at(2.2)}) for _ in range(3))
+    paused, deleted, witness = (task_of(schedule={"type": "once", "at": at(10)}) for _ in range(3))
     assert stack.api.post(f"/tasks/{paused['id']}/pause", json={"note": "hold on"}).status_code == httpx.codes.OK
     assert stack.api.delete(f"/tasks/{deleted['id']}").status_code == httpx.codes.NO_CONTENT
-    stack.ended(witness)
+    stack.ended(witness, within=30)
     assert stack.runs(paused) == []
     assert stack.api.get("/runs", params={"task_id": deleted["id"]}).json()["items"] == []
 
@@ -137,7 +138,9 @@ def test_a_resumed_task_goes_on_from_now_or_from_its_last_slot(stack, task_of):
         assert stack.api.post(f"/tasks/{task['id']}/resume", json={"from": since}).status_code == httpx.codes.OK
     for task in tasks.values():
         poll(lambda task=task: slots(stack.runs(task))[-1:] > [resumed], within=10)
-    before = {since: [r for r in stack.runs(t) if parse(r["scheduled_for"]) < resumed] for since, t in tasks.items()}
-    assert [run["state"] for run in before["now"]][-1:] == ["skipped"]
-    assert before["now"][-1]["reason"] == "paused"
-    assert sum(run["state"] != "skipped" for run in before["last"]) >= 3
+    [gone] = [run for run in stack.runs(tasks["now"]) if run["state"] == "skipped"]
+    assert gone["reason"] == "paused"
+    assert gone["missed"] >= 2
+    assert parse(gone["scheduled_for"]) > resumed - timedelta(seconds=1)  # or after it, where the server was slow
+    before = [run for run in stack.runs(tasks["last"]) if parse(run["scheduled_for"]) < resumed]
+    assert sum(run["state"] != "skipped" for run in before) >= 3

