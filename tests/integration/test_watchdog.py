@@ -23,7 +23,8 @@ HUNG = """
 import time
 from beat import chores, mirror
 def hang(*_):
-    print("hanging since", time.monotonic(), flush=True)
+    # in one piece, as another thread writes too
+    print("hanging since %r\\n" % time.monotonic(), end="", flush=True)
     time.sleep(60)
 {sabotage}
 from beat.main import celery_app
@@ -124,6 +125,7 @@ def start(database, tmp_path):
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+        print(process.log())  # seen where the test failed
 
 
 @pytest.mark.parametrize("where", SABOTAGE)
