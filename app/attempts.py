@@ -171,7 +171,8 @@ def _parted(lost: Iterable[Any]) -> tuple[list[Ticket], list[Any]]:
 
 
 def _try_again(session: Session, tickets: Sequence[Ticket], error: dict[str, Any]) -> None:
-    """All that a worker with packs in its hands has lost goes on together: one by one it would take seconds."""
+    """What a worker with packs in its hands has lost, or another app left unanswered, goes on together: one by one it
+    would take seconds."""
     _keep(session, tickets, error, _outcome(Reason.LOST))
     db.execute(session, _TRY_AGAIN, keys.given(tickets) | {"an_error": error})
     moves.tell_after(session, tickets, RunState.RETRYING, Reason.LOST)

@@ -174,12 +174,12 @@ def depths(names: Iterable[str]) -> dict[str, int | None]:
 @contextlib.contextmanager
 def _look() -> Iterator[Connection]:
     """A connection of its own on which no wait is long."""
-    with celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED) as connection:
-        try:
-            connect(connection)
-            yield connection
-        finally:
-            leave(connection)
+    connection = celery_app.connection_for_read(connect_timeout=LOOK_TIMEOUT, transport_options=BOUNDED)
+    try:
+        connect(connection)
+        yield connection
+    finally:
+        leave(connection)
 
 
 def connect(connection: Connection) -> None:

@@ -14,6 +14,8 @@ from sqlalchemy import make_url
 ROOT = Path(__file__).parent.parent
 GIVEN = {name: os.environ.get(name) for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL")}
 DATABASE = f"punctual_test_{uuid4().hex[:8]}"
+IN_CI = bool(os.environ.get("CI"))
+"""Where nothing that is needed may be missing, and other tests run beside on the cores of a slower machine."""
 
 
 def url_of(database: str) -> str:
@@ -33,7 +35,7 @@ def need(what: str, *, there: object) -> None:
     """Skips a test that needs `what` where it is not there; in CI that is a failure."""
     if not there:
         message = f"needs {what}"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        pytest.fail(message) if IN_CI else pytest.skip(message)
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """Workers and a RabbitMQ that takes its consumers away: by a restart, and by its consumer timeout."""
 
-import os
 import time
 
 import nodes
 import pytest
 from stack import at
-from stores import need, poll
+from stores import IN_CI, need, poll
 
 CONSUMER_TIMEOUT = 4.0
 """Seconds; in the wild it is 30 minutes."""
@@ -14,8 +13,8 @@ CONSUMER_TIMEOUT = 4.0
 PER_QUEUE = (3, 11, 15)
 """From this version on the argument that our queues carry is heard."""
 
-CONSUMING, RAN = (20, 30) if os.environ.get("CI") else (5, 10)
-"""Seconds after the broker's return: CI's machine is slower, and other tests run beside on the same cores."""
+CONSUMING, RAN = (20, 30) if IN_CI else (5, 10)
+"""Seconds after the broker's return."""
 
 
 @pytest.fixture(scope="module")
